@@ -97,8 +97,8 @@ def _load_command(entry: metadata.EntryPoint) -> Callable[..., object]:
     """Imports a command, or stands in for one whose dependencies are missing."""
     try:
         command: Callable[..., object] = entry.load()
-    except ModuleNotFoundError as error:
-        return _missing_command(entry.name, error)
+    except (ImportError, AttributeError) as error:
+        return _stand_in(entry.name, error)
 
     @functools.wraps(command)
     def run(*args: object, **kwargs: object) -> object:
@@ -115,11 +115,15 @@ def _load_command(entry: metadata.EntryPoint) -> Callable[..., object]:
     return run
 
 
-def _missing_command(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
-    def run() -> None:
-        _fail_for_missing_module(name, error)
+def _stand_in(name: str, error: ImportError | AttributeError) -> Callable[[], None]:
+    """Returns a command that is listed beside the sound ones and fails when run."""
 
-    install = _install_command(name, error)
+    def run() -> None:
+        if isinstance(error, ModuleNotFoundError):
+            _fail_for_missing_module(name, error)
+        raise error
+
+    install = _install_command(name, error) if isinstance(error, ModuleNotFoundError) else None
     run.__doc__ = f"Not installed: {install}" if install else f"Broken: {error}"
     return run
 
