@@ -1,0 +1,30 @@
+"""The training package's errors.
+
+    TrainingError
+    |-- ConfigError       a configuration names something unknown or out of range
+    |-- CheckpointError   a checkpoint is missing, broken or of another shape
+    |-- DataError         a data source is missing or holds nothing usable
+    `-- ShapeError        tensors disagree on a size
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Base of everything this package raises on purpose; its text is fit to show a user."""
+
+
+class ConfigError(TrainingError):
+    """A configuration names something unknown or out of range."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is missing, broken or of another shape."""
+
+
+class DataError(TrainingError):
+    """A data source is missing or holds nothing usable."""
+
+
+class ShapeError(TrainingError):
+    """Tensors disagree on a size."""
