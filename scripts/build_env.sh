@@ -2,8 +2,9 @@
 # Builds or updates a virtual environment of this checkout: build_env.sh serve|dev
 #
 # .venv/NAME/.ready holds a fingerprint of all that decides the environment; while it matches,
-# nothing is done. A changed pin is installed in place. A build that was cut short leaves
-# .venv/NAME.building behind, and the next call starts that environment afresh.
+# nothing is done. A changed pin is installed in place. A build that was killed, or that failed
+# before the environment first stood, leaves .venv/NAME.building behind, and the next call starts
+# that environment afresh.
 #
 #   PYTHON   the interpreter to build with; default the first of python3, python3.13, ... >= 3.11
 set -euo pipefail
@@ -84,8 +85,18 @@ install() {
     local pip=("$python" -m pip install --quiet --disable-pip-version-check
         --constraint "$root/constraints.txt")
     "${pip[@]}" hatchling editables
-    [[ $name == dev ]] && bash "$root/scripts/install_torch.sh" "$python"
+    if [[ $name == dev ]]; then
+        bash "$root/scripts/install_torch.sh" "$python"
+    fi
     "${pip[@]}" --no-build-isolation --editable "$root[$extras]"
+}
+
+# pip takes back an update that fails, so an environment that stood before is kept.
+release() {
+    local status=$?
+    if ((status == 0 || (status < 128 && existed))); then
+        rm -f "$building"
+    fi
 }
 
 if [[ -f $env/.ready && ! -f $building && $(cat "$env/.ready") == "$(fingerprint)" ]]; then
@@ -93,10 +104,14 @@ if [[ -f $env/.ready && ! -f $building && $(cat "$env/.ready") == "$(fingerprint
 fi
 start=$SECONDS
 claim
+existed=0
+[[ -x $env/bin/python ]] && existed=1
+trap release EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 rm -f "$env/.ready"
-[[ -x $env/bin/python ]] || create
+((existed)) || create
 say "installing $extras"
 install
 fingerprint >"$env/.ready"
-rm -f "$building"
 say "ready after $((SECONDS - start)) s"
