@@ -1,0 +1,302 @@
+"""Two random views of each image, made for a whole batch at once on the training device.
+
+Crop, resize, translation and flip are one pair of matrices per image, built from PIL's own
+resampling rule, so a batch costs two batched matrix products. Knows no files and no encoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from amdim_training.config import ViewsName
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as PIL's convert("L")
+_CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Normalization:
+    """Per-channel mean and standard deviation of pixels in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Returns (N, 3, H, W) pixels in 0..1 as the encoder takes them."""
+        mean = pixels.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = pixels.new_tensor(self.std).view(1, 3, 1, 1)
+        return (pixels - mean) / std
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ViewsConfig:
+    """One augmentation pipeline.
+
+    Source: SPEC.md 5.
+    """
+
+    normalization: Normalization
+    max_shift: int = 0
+    """Pixels of translation with mirror fill; 0 means a random resized crop instead."""
+    shift_probability: float = 0.8
+    scale: tuple[float, float] = (0.3, 1.0)
+    """Share of the area a crop covers."""
+    ratio: tuple[float, float] = (0.7, 1.4)
+    """Width over height of a crop, log-uniform."""
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.2
+    gray_probability: float = 0.25
+    flip_probability: float = 0.5
+
+
+VIEWS: dict[ViewsName, ViewsConfig] = {
+    "cifar": ViewsConfig(
+        Normalization(
+            (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
+        ),
+        max_shift=4,
+    ),
+    "stl10": ViewsConfig(Normalization((0.43, 0.42, 0.39), (0.27, 0.26, 0.27))),
+    "imagenet": ViewsConfig(
+        Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), hue=0.1
+    ),
+}
+
+
+def draw_pair(
+    images: Tensor, size: int, config: ViewsConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Returns two normalised views of each image; the flip is drawn once for both.
+
+    Args:
+        images: (N, P, P, 3) uint8.
+        size: S, the side of the views.
+        config: The pipeline.
+        generator: A CPU generator: the same one gives the same views on every device.
+
+    Returns:
+        Two (N, 3, S, S) float32 tensors on the images' device.
+    """
+    flip = _uniform(len(images), generator) < config.flip_probability
+    # (N, P, P, 3) -> (N, 3, P, P)
+    planes = images.permute(0, 3, 1, 2).float().div_(255.0)
+    first = _draw_view(planes, size, config, flip, generator)
+    second = _draw_view(planes, size, config, flip, generator)
+    return first, second
+
+
+def _draw_view(
+    planes: Tensor, size: int, config: ViewsConfig, flip: Tensor, generator: torch.Generator
+) -> Tensor:
+    n, side = len(planes), planes.shape[-1]
+    if config.max_shift:
+        shifts = _draw_shifts(n, config, generator)
+        rows = translation_matrices(shifts[:, 1], side)
+        columns = translation_matrices(shifts[:, 0], side)
+    else:
+        top, left, height, width = draw_crops(n, side, config, generator)
+        rows = resize_matrices(top, height, side, size)
+        columns = resize_matrices(left, width, side, size)
+    columns = torch.where(flip.view(n, 1, 1), columns.flip(2), columns)
+    view = resample(planes, rows.to(planes.device), columns.to(planes.device)).clamp_(0.0, 1.0)
+    view = color_jitter(view, draw_jitter(n, config, generator))
+    gray = _uniform(n, generator) < config.gray_probability
+    index = gray.nonzero().squeeze(1).to(view.device)
+    view[index] = _luma(view[index]).expand(-1, 3, -1, -1)
+    return config.normalization.apply(view)
+
+
+def resample(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Applies one linear map per image and axis.
+
+    Args:
+        planes: (N, 3, P, P) float32.
+        rows: (N, S, P), each output row as weights of input rows.
+        columns: (N, S, P), the same for columns.
+
+    Returns:
+        (N, 3, S, S) float32.
+    """
+    n, channels, height, width = planes.shape
+    size = rows.shape[1]
+    # columns first, as PIL does: (N, 3P, P) @ (N, P, S)
+    narrow = torch.bmm(planes.reshape(n, channels * height, width), columns.transpose(1, 2))
+    # (N, 1, S, P) @ (N, 3, P, S)
+    return torch.matmul(rows.unsqueeze(1), narrow.view(n, channels, height, size))
+
+
+def resize_matrices(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """Returns PIL's bicubic, antialiased resize of a crop as one matrix per image.
+
+    Args:
+        start: (N,) first input pixel of each crop.
+        length: (N,) pixels of each crop, at least 1.
+        side: P, the input's extent.
+        size: S, the output's extent.
+
+    Returns:
+        (N, S, P) float32; rows sum to 1 and are zero outside the crop.
+
+    Source: Pillow, src/libImaging/Resample.c, precompute_coeffs (a = -0.5).
+    """
+    scale = (length.float() / size).view(-1, 1, 1)
+    stretch = scale.clamp(min=1.0)
+    # the crop's own coordinates: output centers against input centers
+    centers = (torch.arange(size, dtype=torch.float32).view(1, -1, 1) + 0.5) * scale
+    pixels = torch.arange(side).view(1, 1, -1) - start.view(-1, 1, 1)
+    inside = (pixels >= 0) & (pixels < length.view(-1, 1, 1))
+    x = ((pixels + 0.5 - centers) / stretch).abs_()
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weights = torch.where(x < 1.0, near, far).masked_fill_((x >= 2.0) | ~inside, 0.0)
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def translation_matrices(shift: Tensor, side: int) -> Tensor:
+    """Returns a translation with mirror fill (the border pixel not repeated) as matrices.
+
+    Args:
+        shift: (N,) pixels the content moves towards higher indices, |shift| < P.
+        side: P.
+
+    Returns:
+        (N, P, P) float32, one 1 in each row.
+    """
+    source = (torch.arange(side).view(1, -1) - shift.view(-1, 1)).abs()
+    source = (side - 1) - ((side - 1) - source).abs()
+    return torch.nn.functional.one_hot(source, side).float()
+
+
+def draw_crops(
+    n: int, side: int, config: ViewsConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draws N crops of a P x P image: (N,) int64 tops, lefts, heights and widths.
+
+    Source: torchvision's RandomResizedCrop: the first of ten draws that fits, else the largest
+    centred crop within the ratio, which for a square is the whole image.
+    """
+    shape = (n, _CROP_ATTEMPTS)
+    area = side * side * _uniform(shape, generator, *config.scale)
+    log_ratio = _uniform(shape, generator, math.log(config.ratio[0]), math.log(config.ratio[1]))
+    ratio = log_ratio.exp()
+    widths = (area * ratio).sqrt().round().long()
+    heights = (area / ratio).sqrt().round().long()
+    fits = (widths >= 1) & (widths <= side) & (heights >= 1) & (heights <= side)
+    first = fits.int().argmax(dim=1, keepdim=True)  # argmax gives the first of equals
+    found = fits.any(dim=1)
+    width = torch.where(found, widths.gather(1, first).squeeze(1), side)
+    height = torch.where(found, heights.gather(1, first).squeeze(1), side)
+    top = (_uniform(n, generator) * (side - height + 1)).long()
+    left = (_uniform(n, generator) * (side - width + 1)).long()
+    return top, left, height, width
+
+
+def _draw_shifts(n: int, config: ViewsConfig, generator: torch.Generator) -> Tensor:
+    """Draws (N, 2) translations (dx, dy), zero for those left in place."""
+    shifts = torch.randint(
+        -config.max_shift, config.max_shift + 1, (n, 2), generator=generator
+    )
+    moved = _uniform(n, generator) < config.shift_probability
+    return shifts * moved.unsqueeze(1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Jitter:
+    """Colour jitter parameters of N images.
+
+    Attributes:
+        order: (N, 4) int64, which of brightness 0, contrast 1, saturation 2, hue 3 comes when;
+            -1 in all four places leaves an image alone.
+        factors: (N, 4) float32, by operation: three factors around 1 and a hue shift in turns.
+    """
+
+    order: Tensor
+    factors: Tensor
+
+
+def draw_jitter(n: int, config: ViewsConfig, generator: torch.Generator) -> Jitter:
+    """Draws the four operations' order and strengths for each of N images."""
+    order = _uniform((n, 4), generator).argsort(dim=1)
+    apply = _uniform(n, generator) < config.jitter_probability
+    strength = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue])
+    factors = (2.0 * _uniform((n, 4), generator) - 1.0) * strength
+    factors[:, :3] += 1.0
+    return Jitter(order.masked_fill(~apply.unsqueeze(1), -1), factors)
+
+
+def color_jitter(images: Tensor, jitter: Jitter) -> Tensor:
+    """Applies each image's four colour operations in its own order, in place.
+
+    Args:
+        images: (N, 3, H, W) float32 in 0..1.
+        jitter: Orders and factors, on the CPU.
+
+    Returns:
+        `images`, in 0..1.
+    """
+    operations = (_brightness, _contrast, _saturation, _hue)
+    for step in range(4):
+        for number, operation in enumerate(operations):
+            index = (jitter.order[:, step] == number).nonzero().squeeze(1)
+            if len(index) == 0:
+                continue
+            factor = jitter.factors[index, number].to(images.device).view(-1, 1, 1, 1)
+            index = index.to(images.device)
+            images[index] = operation(images[index], factor)
+    return images
+
+
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp_(0.0, 1.0)
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    mean = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
+    return torch.lerp(mean.expand_as(x), x, factor).clamp_(0.0, 1.0)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_luma(x).expand_as(x), x, factor).clamp_(0.0, 1.0)
+
+
+def _hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotates hue by a share of a full turn, value and saturation kept.
+
+    In HSV a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6 with
+    n = 5, 3, 1 for red, green and blue.
+    """
+    value, largest = x.max(dim=1, keepdim=True)
+    chroma = value - x.amin(dim=1, keepdim=True)
+    red, green, blue = x.split(1, dim=1)
+    safe = chroma.clamp(min=1e-8)
+    sixth = torch.where(
+        largest == 0,
+        (green - blue) / safe,
+        torch.where(largest == 1, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
+    )
+    sixth = sixth + 6.0 * turns
+    offsets = x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    k = (sixth + offsets).remainder_(6.0)
+    return value - chroma * torch.minimum(k, 4.0 - k).clamp_(0.0, 1.0)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """Returns (N, 1, H, W) luma of (N, 3, H, W)."""
+    red, green, blue = x.split(1, dim=1)
+    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
+
+
+def _uniform(
+    shape: int | tuple[int, ...],
+    generator: torch.Generator,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Tensor:
+    return torch.rand(shape, generator=generator) * (high - low) + low

@@ -1,0 +1,71 @@
+"""PCA-whitening of features: what makes the search vector out of AMDIM's three scales.
+
+Knows no encoder and no files: features in, a mean and a projection out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from amdim_training.encoder import EncoderFeatures
+from amdim_training.errors import ShapeError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Whitening:
+    """An affine map to uncorrelated components of unit variance.
+
+    Attributes:
+        mean: (F,) float32.
+        projection: (E, F) float32, rows by falling variance.
+    """
+
+    mean: Tensor
+    projection: Tensor
+
+    def apply(self, features: Tensor) -> Tensor:
+        """Returns (N, E) of (N, F), float32."""
+        return (features - self.mean) @ self.projection.T
+
+
+def pooled_features(features: EncoderFeatures) -> Tensor:
+    """Returns (N, 3D): f1 beside the means of f5 and of f7 over their grids."""
+    return torch.cat(
+        [features.f1, features.f5.mean(dim=(2, 3)), features.f7.mean(dim=(2, 3))], dim=1
+    )
+
+
+def fit_whitening(features: Tensor, components: int, *, ridge: float = 1e-4) -> Whitening:
+    """Fits PCA-whitening, in float64.
+
+    Args:
+        features: (N, F), more rows than components.
+        components: E; capped at F.
+        ridge: Share of the mean variance added to every component's, so that directions the
+            data hardly uses are not blown up into noise.
+
+    Raises:
+        ShapeError: There are no more rows than components.
+    """
+    n, width = features.shape
+    count = min(components, width)
+    if n <= count:
+        raise ShapeError(f"{count} components need more than {count} images, got {n}")
+    mean = features.double().mean(dim=0)
+    covariance = torch.zeros(width, width, dtype=torch.float64)
+    for chunk in features.split(8192):  # bounds the float64 copy
+        centered = chunk.double() - mean
+        covariance += centered.T @ centered
+    covariance /= n - 1
+    variances, axes = torch.linalg.eigh(covariance)  # rising
+    variances = variances.flip(0)[:count]
+    axes = axes.flip(1)[:, :count]
+    # an axis is defined up to its sign: make the largest weight positive
+    largest = axes.abs().argmax(dim=0, keepdim=True)
+    axes = axes * axes.gather(0, largest).sign()
+    floor = ridge * covariance.diagonal().mean()
+    projection = (axes / (variances + floor).sqrt()).T
+    return Whitening(mean.float(), projection.float().contiguous())
