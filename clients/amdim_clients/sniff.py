@@ -11,7 +11,6 @@ from PIL import (
     GifImagePlugin,
     Image,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
@@ -19,9 +18,9 @@ from PIL import (
 )
 
 # Naming the plugins registers just these, so that Pillow never goes looking for other openers.
+# MPO is opened by the JPEG plugin.
 _PLUGINS = (
     JpegImagePlugin.JpegImageFile,
-    MpoImagePlugin.MpoImageFile,
     PngImagePlugin.PngImageFile,
     WebPImagePlugin.WebPImageFile,
     GifImagePlugin.GifImageFile,

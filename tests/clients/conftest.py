@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amdim_clients.images import Preprocess
+
+SIDE, D, E = 64, 8, 6
+
+
+def digest(letter: str) -> str:
+    return "sha256:" + letter * 64
+
+
+CONFIG = """
+name: "amdim"
+backend: "onnxruntime"
+default_model_filename: "model.onnx"
+max_batch_size: 16
+input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ 64, 64, 3 ] }} ]
+output [
+  {{ name: "embedding" data_type: TYPE_FP32 dims: [ 6 ] }},
+  {{ name: "global" data_type: TYPE_FP32 dims: [ 8 ] }},
+  {{ name: "local5" data_type: TYPE_FP32 dims: [ 5, 5, 8 ] }},
+  {{ name: "local7" data_type: TYPE_FP32 dims: [ 7, 7, 8 ] }}
+]
+dynamic_batching {{ max_queue_delay_microseconds: 250 }}
+instance_group [ {{ count: 2 kind: KIND_CPU }} ]
+version_policy {{ latest {{ num_versions: 1 }} }}
+{parameters}
+"""
+
+
+def parameters() -> dict[str, str]:
+    return {
+        "format": "1",
+        "image_size": "64",
+        "resize": "70",
+        "preprocess_version": "1",
+        "embed_dim": "8",
+        "embedding_dim": "6",
+        "default_output": "embedding",
+        "encoder_digest": digest("a"),
+        "preprocess_digest": Preprocess.for_image_size(64).digest,
+        "artifact_digest": digest("c"),
+        "precision": "fp32",
+    }
+
+
+def config_text(values: dict[str, str], template: str = CONFIG) -> str:
+    lines = [
+        f'parameters {{ key: "amdim.{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in values.items()
+    ]
+    return template.format(parameters="\n".join(lines))
+
+
+def encoded(array: np.ndarray) -> dict[str, object]:
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "data": data}
+
+
+def certificate_document(values: dict[str, str]) -> dict[str, object]:
+    return {
+        "format": 1,
+        **{k: values[k] for k in ("encoder_digest", "preprocess_digest", "artifact_digest")},
+        "precision": values["precision"],
+        "tolerance": {"max_relative_error": 1e-3, "min_cosine": 0.9999},
+        "canaries": {
+            "pixels": encoded(np.zeros((2, SIDE, SIDE, 3), np.uint8)),
+            "vectors": {
+                "embedding": encoded(np.ones((2, E), np.float32)),
+                "global": encoded(np.ones((2, D), np.float32)),
+            },
+        },
+    }
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    folder = tmp_path / "model_repository" / "amdim"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config_text(parameters()))
+    (folder / "1" / "certificate.json").write_text(json.dumps(certificate_document(parameters())))
+    return folder
+
+
+@pytest.fixture
+def write_config(model_dir):
+    """Rewrites the model's config with some parameters changed, or left out where None."""
+
+    def write(**changes: str | None) -> None:
+        values = {**parameters(), **changes}
+        kept = {key: value for key, value in values.items() if value is not None}
+        (model_dir / "config.pbtxt").write_text(config_text(kept))
+
+    return write
+
+
+@pytest.fixture
+def write_certificate(model_dir):
+    """Writes a version's certificate after `edit` changed the document in place."""
+
+    def write(version="1", edit=lambda document: None) -> None:
+        document = certificate_document(parameters())
+        edit(document)
+        (model_dir / version).mkdir(exist_ok=True)
+        (model_dir / version / "certificate.json").write_text(json.dumps(document))
+
+    return write
+
+
+@pytest.fixture
+def photo_bytes():
+    """A factory of small JPEGs, each seed another picture."""
+
+    def make(seed: int = 0, size: tuple[int, int] = (120, 90), format: str = "JPEG") -> bytes:
+        rng = np.random.default_rng(seed)
+        blocks = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        blocks.resize(size, Image.Resampling.BICUBIC).save(buffer, format)
+        return buffer.getvalue()
+
+    return make
