@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+
 from amdim_training.errors import ShapeError
 from amdim_training.knn import knn_accuracy, nearest_neighbors
 
