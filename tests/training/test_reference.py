@@ -188,7 +188,11 @@ def test_bolts_files_are_read_with_and_without_hyper_parameters(
 ) -> None:
     encoder = AmdimEncoder(EncoderConfig(size, 4, 40, 3, batch_norm)).eval()
     state = bolts_state(encoder, tmp_path)
-    hyper = {"image_height": size, "encoder_feature_dim": 4, "embedding_fx_dim": 40}
+    hyper: dict[str, float] = {
+        "image_height": size,
+        "encoder_feature_dim": 4,
+        "embedding_fx_dim": 40,
+    }
     hyper |= {"conv_block_depth": 3, "use_bn": batch_norm, "tclip": 20.0}
     path = tmp_path / "epoch=1.ckpt"
 
