@@ -16,7 +16,7 @@ version=${torch#torch==}
 cpu_index=${AMDIM_TORCH_CPU_INDEX-https://download.pytorch.org/whl/cpu}
 
 pip_install() {
-    "$python" -m pip install --quiet --constraint "$constraints" "$@"
+    "$python" -m pip install --quiet --disable-pip-version-check "$@"
 }
 
 is_installed() {
@@ -35,7 +35,7 @@ PY
 # Prints the CUDA packages that the default index's build would bring, one a line.
 cuda_packages() {
     local report
-    report=$(pip_install --dry-run --report - "$torch")
+    report=$(pip_install --dry-run --report - --constraint "$constraints" "$torch")
     "$python" -c '
 import json, re, sys
 
@@ -68,4 +68,4 @@ if [[ ${AMDIM_ALLOW_CUDA_TORCH:-} != 1 ]]; then
         exit 1
     fi
 fi
-pip_install "$torch"
+pip_install --constraint "$constraints" "$torch"
