@@ -60,11 +60,32 @@ def test_excluded_rows_never_answer() -> None:
     vectors = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     itself = torch.arange(30)
 
-    found = nearest_neighbors(vectors, vectors, k=29, exclude=itself, chunk=8)
+    found = nearest_neighbors(vectors, vectors, k=29, exclude=itself, chunk=8, block=7)
 
     assert not (found.indices == itself[:, None]).any()
     assert torch.isfinite(found.cosines).all()
     assert nearest_neighbors(vectors, vectors, k=1).indices[:, 0].equal(itself)
+
+
+@pytest.mark.parametrize("block", [1, 7, 50])
+def test_blocks_change_nothing(block: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gallery, queries = torch.randn(50, 4, generator=generator), torch.randn(9, 4)
+
+    whole = nearest_neighbors(gallery, queries, k=12)
+    split = nearest_neighbors(gallery, queries, k=12, block=block, chunk=4)
+
+    assert split.indices.equal(whole.indices)
+    assert torch.allclose(split.cosines, whole.cosines)
+    assert (whole.cosines.diff(dim=1) <= 0).all()
+
+
+def test_integer_vectors_are_searched_without_a_float_copy_of_all() -> None:
+    gallery = torch.randint(0, 256, (40, 8), dtype=torch.uint8)
+
+    found = nearest_neighbors(gallery, gallery, k=1, block=16)
+
+    assert torch.allclose(found.cosines, torch.ones(40, 1))
 
 
 def test_gallery_smaller_than_k_is_searched_whole() -> None:

@@ -27,15 +27,23 @@ class Neighbors(NamedTuple):
 
 
 def nearest_neighbors(
-    gallery: Tensor, queries: Tensor, *, k: int, chunk: int = 512, exclude: Tensor | None = None
+    gallery: Tensor,
+    queries: Tensor,
+    *,
+    k: int,
+    chunk: int = 1024,
+    block: int = 32_768,
+    exclude: Tensor | None = None,
 ) -> Neighbors:
     """Returns each query's k nearest gallery vectors by cosine, found exactly.
 
     Args:
-        gallery: (N, D) vectors, any length; a zero vector is at cosine 0 of everything.
-        queries: (Q, D) vectors, any length, on the gallery's device.
+        gallery: (N, D) vectors, any length and dtype; a zero vector is at cosine 0 of everything.
+        queries: (Q, D) vectors, any length and dtype, on the gallery's device.
         k: How many neighbours; fewer are returned where the gallery holds fewer.
-        chunk: Queries scored at once: the largest temporary is (chunk, N) float32.
+        chunk: Queries scored at once.
+        block: Gallery rows scored at once, as float32: temporaries are (chunk, block) and
+            (block, D), whatever N is.
         exclude: (Q,) int64, the gallery row that may not answer each query (itself), or none.
 
     Raises:
@@ -47,19 +55,38 @@ def nearest_neighbors(
     k = min(k, len(gallery) - (exclude is not None))
     if k < 1:
         raise ShapeError(f"no neighbour in a gallery of {len(gallery)}")
-    gallery = gallery.float()
-    # scaling the products spares a normalised copy of the gallery
-    scale = 1.0 / torch.linalg.vector_norm(gallery, dim=1).clamp_min(1e-12)  # (N,)
-    cosines = torch.empty(len(queries), k, device=queries.device)
-    indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(queries), chunk):
-        rows = slice(start, start + chunk)
-        scores = F.normalize(queries[rows].float(), dim=1) @ gallery.T  # (chunk, N)
-        scores *= scale
-        if exclude is not None:
-            scores.scatter_(1, exclude[rows].unsqueeze(1), -torch.inf)
-        cosines[rows], indices[rows] = scores.topk(k, dim=1)
-    return Neighbors(cosines, indices)
+    found = Neighbors(
+        torch.full((len(queries), k), -torch.inf, device=queries.device),
+        torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device),
+    )
+    for first in range(0, len(gallery), block):
+        part = gallery[first : first + block].float()
+        # scaling the products spares a normalised copy
+        scale = 1.0 / torch.linalg.vector_norm(part, dim=1).clamp_min(1e-12)  # (block,)
+        for start in range(0, len(queries), chunk):
+            rows = slice(start, start + chunk)
+            scores = F.normalize(queries[rows].float(), dim=1) @ part.T  # (chunk, block)
+            scores *= scale
+            if exclude is not None:
+                _hide(scores, exclude[rows] - first)
+            _merge(found, rows, scores, first)
+    return found
+
+
+def _hide(scores: Tensor, column: Tensor) -> None:
+    """Puts one column of each row out of reach, where it is among these columns at all."""
+    here = ((column >= 0) & (column < scores.shape[1])).nonzero().squeeze(1)
+    scores[here, column[here]] = -torch.inf
+
+
+def _merge(found: Neighbors, rows: slice, scores: Tensor, first: int) -> None:
+    """Keeps the k best of what was found for these queries and of one block's scores."""
+    k = found.cosines.shape[1]
+    best, columns = scores.topk(min(k, scores.shape[1]), dim=1)
+    cosines = torch.cat([found.cosines[rows], best], dim=1)
+    indices = torch.cat([found.indices[rows], columns + first], dim=1)
+    found.cosines[rows], order = cosines.topk(k, dim=1)
+    found.indices[rows] = indices.gather(1, order)
 
 
 def knn_predict(
@@ -97,7 +124,7 @@ def knn_accuracy(
     *,
     k: int = 20,
     temperature: float = 0.07,
-    chunk: int = 512,
+    chunk: int = 1024,
 ) -> float:
     """Returns the share (0..1) of queries whose k nearest gallery vectors vote for their class.
 
