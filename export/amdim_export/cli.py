@@ -1,0 +1,104 @@
+"""The export commands. Each imports what it needs when it runs, so that listing them is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_Repository = Annotated[Path, typer.Argument(help="The model repository.")]
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, or a run's folder.")],
+    to: Annotated[Path, typer.Option(help="The model repository to publish into.")] = Path(
+        "model_repository"
+    ),
+    name: Annotated[str, typer.Option(help="The model's name.")] = "amdim",
+    fit_on: Annotated[
+        list[Path] | None,
+        typer.Option(help="Pictures to fit the search vector on: a .parquet pack or a folder."),
+    ] = None,
+    parity_on: Annotated[
+        list[Path] | None,
+        typer.Option(help="Pictures to measure on (a pack's val or test rows)."),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="How weights are stored: fp32 or fp16.")] = "fp32",
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch at most.")] = 16,
+    embedding_dim: Annotated[int, typer.Option(min=1, help="Size of the search vector.")] = 256,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version number; the next free one if not given.")
+    ] = None,
+    instances: Annotated[int, typer.Option(min=1, help="Copies that run at a time.")] = 1,
+    max_queue_delay_us: Annotated[
+        int, typer.Option(min=0, help="Microseconds a batch may wait to fill; 0 never waits.")
+    ] = 0,
+) -> None:
+    """Export an encoder: ONNX, Triton configuration, certificate; published when it is the same."""
+    from rich.console import Console
+
+    from amdim_export.pipeline import ExportOptions, export_encoder
+    from amdim_export.report import certificate_report
+
+    if weights not in ("fp32", "fp16"):
+        raise typer.BadParameter("fp32 or fp16", param_hint="--weights")
+    console = Console()
+    options = ExportOptions(
+        name=name,
+        fit_on=tuple(fit_on or ()),
+        parity_on=tuple(parity_on or ()),
+        weights=weights,
+        max_batch_size=max_batch_size,
+        embedding_dim=embedding_dim,
+        version=version,
+        instances=instances,
+        max_queue_delay_us=max_queue_delay_us,
+    )
+    with console.status("loading the checkpoint") as status:
+        folder, certificate = export_encoder(checkpoint, to, options, say=status.update)
+    for part in certificate_report(f"Certificate of {name} {folder.name}", certificate):
+        console.print(part, soft_wrap=isinstance(part, str), highlight=False)
+    size = (folder / "model.onnx").stat().st_size / 1e6
+    console.print(f"published {folder} ({size:.1f} MB)", soft_wrap=True)
+
+
+def models(repository: _Repository = Path("model_repository")) -> None:
+    """List a repository's versions with their digests and certificates."""
+    from rich.console import Console
+
+    from amdim_export.listing import list_artifacts
+    from amdim_export.report import versions_table
+
+    Console().print(versions_table(list_artifacts(repository)))
+
+
+def retire(
+    repository: _Repository,
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    version: Annotated[int, typer.Argument(help="The version to take out of service.")],
+) -> None:
+    """Take a version out of service; retiring the newest rolls back to the one before."""
+    from amdim_export.repository import list_versions, retire_version
+
+    kept = retire_version(repository, model, version)
+    newest = list_versions(repository / model)[-1]
+    typer.echo(f"retired {model} {version} (kept in {kept}); version {newest} is served")
+
+
+def check(repository: _Repository = Path("model_repository")) -> None:
+    """Measure every artifact again on this machine; exit code 1 names what fails."""
+    from rich.console import Console
+
+    from amdim_export.check import check_repository
+    from amdim_export.report import findings_table
+
+    findings = check_repository(repository)
+    Console().print(findings_table(findings))
+    failed = [finding for finding in findings if not finding.holds]
+    for finding in failed:
+        typer.echo(
+            f"amdim: {finding.model} {finding.version}: {finding.what}: {finding.problem}", err=True
+        )
+    if failed:
+        raise typer.Exit(1)

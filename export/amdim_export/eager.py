@@ -1,0 +1,52 @@
+"""The truth that artifacts are measured against: the trained encoder, run by PyTorch in float32.
+
+Knows neither the fused graph nor ONNX.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from amdim_export.names import EMBEDDING, GLOBAL, LOCAL5, LOCAL7
+from amdim_training.checkpoint import Checkpoint
+from amdim_training.encoder import EncoderFeatures
+from amdim_training.whitening import Whitening, pooled_features
+
+Vectors = dict[str, npt.NDArray[np.float32]]
+
+
+def encode_eager(checkpoint: Checkpoint, images: Tensor) -> EncoderFeatures:
+    """Returns the encoder's features of (N, S, S, 3) uint8 pictures."""
+    mean = torch.tensor(checkpoint.normalization.mean)
+    std = torch.tensor(checkpoint.normalization.std)
+    pixels = (images.float() / 255.0 - mean) / std
+    with torch.inference_mode():
+        features: EncoderFeatures = checkpoint.encoder(pixels.permute(0, 3, 1, 2).contiguous())
+    return features
+
+
+def reference_vectors(
+    checkpoint: Checkpoint,
+    whitening: Whitening | None,
+    pixels: npt.NDArray[np.uint8],
+    *,
+    batch_size: int = 64,
+) -> Vectors:
+    """Returns every served output of (N, S, S, 3) pictures, as the trained encoder gives it."""
+    parts: dict[str, list[Tensor]] = {}
+    for start in range(0, len(pixels), batch_size):
+        chunk = torch.from_numpy(pixels[start : start + batch_size])
+        features = encode_eager(checkpoint, chunk)
+        served = {
+            GLOBAL: features.f1,
+            LOCAL5: features.f5.permute(0, 2, 3, 1),
+            LOCAL7: features.f7.permute(0, 2, 3, 1),
+        }
+        if whitening is not None:
+            served = {EMBEDDING: whitening.apply(pooled_features(features)), **served}
+        for name, value in served.items():
+            parts.setdefault(name, []).append(value)
+    return {name: torch.cat(values).contiguous().numpy() for name, values in parts.items()}

@@ -1,0 +1,33 @@
+"""The export package's errors.
+
+ExportError
+|-- ParityError        an artifact's vectors differ from the encoder's by more than it may
+|-- GraphError         the exported graph is not what was asked for
+|-- RepositoryError    a model repository cannot be read or a version cannot be published
+`-- CertificateError   a certificate is missing, broken or of another format
+"""
+
+from __future__ import annotations
+
+
+class ExportError(Exception):
+    """Base of everything this package raises on purpose; its text is fit to show a user."""
+
+    exit_code: int = 1
+    is_user_error = True
+
+
+class ParityError(ExportError):
+    """An artifact's vectors differ from the encoder's by more than it may."""
+
+
+class GraphError(ExportError):
+    """The exported graph is not what was asked for."""
+
+
+class RepositoryError(ExportError):
+    """A model repository cannot be read or a version cannot be published."""
+
+
+class CertificateError(ExportError):
+    """A certificate is missing, broken or of another format."""

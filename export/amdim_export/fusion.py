@@ -1,0 +1,144 @@
+"""The encoder's layers rewritten for inference: norms and pixel statistics inside the weights.
+
+What remains are convolutions, ReLUs, average pools and sums, with the same results up to rounding.
+Knows no ONNX: plain torch modules in evaluation mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amdim_training.encoder import LocalHead, ResidualUnit, Stem
+
+
+def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Returns the (C,) float64 scale and shift that a batch norm is in evaluation mode."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None, "a norm without statistics cannot be folded"
+    scale = norm.weight.double() / torch.sqrt(var.double() + norm.eps)
+    return scale, norm.bias.double() - mean.double() * scale
+
+
+def convolution(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | str | tuple[int, ...] = 0,
+    padding_mode: str = "zeros",
+) -> nn.Conv2d:
+    """Returns a convolution with the given float64 weights, rounded to float32 once."""
+    out, c_in, height, width = weight.shape
+    conv = nn.Conv2d(
+        c_in,
+        out,
+        (height, width),
+        stride,  # type: ignore[arg-type]
+        padding,  # type: ignore[arg-type]
+        bias=bias is not None,
+        padding_mode=padding_mode,  # type: ignore[arg-type]
+    )
+    conv.weight.data = weight.float()
+    if bias is not None:
+        assert conv.bias is not None
+        conv.bias.data = bias.float()
+    return conv
+
+
+class FusedStem(nn.Module):
+    """A stem that takes pixels 0..255: normalisation is affine, so it moves into the weights.
+
+    Exact also where the 128 px stem reflects its borders, since reflected pixels are normalised
+    like any others.
+    """
+
+    def __init__(self, stem: Stem, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        conv = stem.conv
+        assert conv.bias is not None
+        weight = conv.weight.double()
+        centre = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)
+        spread = torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
+        self.conv = convolution(
+            weight / (spread * 255.0),
+            conv.bias.double() - (weight * (centre / spread)).sum(dim=(1, 2, 3)),
+            stride=conv.stride,
+            padding=conv.padding,
+            padding_mode=conv.padding_mode,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) pixels 0..255, float32 -> (N, C, h, w)."""
+        return F.relu(self.conv(x))
+
+
+class FusedUnit(nn.Module):
+    """A residual unit and the batch norm behind it, if any, without batch norms.
+
+    Where the unit widens, its second convolution is split: the channels that meet the shortcut,
+    and those that would meet added zeros. Then no zeros are made and each half is one fused
+    kernel (measured 5 % faster in ONNX Runtime than padding the shortcut; width 32, batch 16).
+    """
+
+    shortcut_scale: Tensor | None
+
+    def __init__(self, unit: ResidualUnit, norm: nn.BatchNorm2d | None = None) -> None:
+        super().__init__()
+        self.kernel, self.stride = unit.kernel, unit.stride
+        first, second = unit.conv1.weight.double(), unit.conv2.weight.double()
+        bias: Tensor | None = None
+        if unit.bn1 is not None:
+            scale, bias = affine_of(unit.bn1)
+            first = first * scale.view(-1, 1, 1, 1)
+        self.conv1 = convolution(first, bias, stride=unit.stride)
+        kept = unit.conv1.in_channels
+        shift: Tensor | None = None
+        carried_scale: Tensor | None = None
+        if norm is not None:
+            scale, shift = affine_of(norm)
+            second = second * scale.view(-1, 1, 1, 1)
+            carried_scale = scale[:kept].float().view(1, -1, 1, 1)
+        self.register_buffer("shortcut_scale", carried_scale)
+        self.carried = convolution(second[:kept], None if shift is None else shift[:kept])
+        self.fresh = (
+            convolution(second[kept:], None if shift is None else shift[kept:])
+            if len(second) > kept
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C_out, h, w)."""
+        hidden = F.relu(self.conv1(x))
+        shortcut = x if self.kernel == 1 else F.avg_pool2d(x, self.kernel, self.stride)
+        if self.shortcut_scale is not None:
+            shortcut = shortcut * self.shortcut_scale
+        out: Tensor = self.carried(hidden) + shortcut
+        return out if self.fresh is None else torch.cat([out, self.fresh(hidden)], dim=1)
+
+
+class FusedHead(nn.Module):
+    """A local head without batch norms: (N, C, d, d) -> (N, D, d, d)."""
+
+    def __init__(self, head: LocalHead) -> None:
+        super().__init__()
+        first, bias = head.conv1.weight.double(), None
+        if head.bn_hidden is not None:
+            scale, bias = affine_of(head.bn_hidden)
+            first = first * scale.view(-1, 1, 1, 1)
+        self.conv1 = convolution(first, bias)
+        scale, shift = affine_of(head.bn_out)
+        column = scale.view(-1, 1, 1, 1)
+        assert head.shortcut.bias is not None
+        self.conv2 = convolution(head.conv2.weight.double() * column, None)
+        self.shortcut = convolution(
+            head.shortcut.weight.double() * column, head.shortcut.bias.double() * scale + shift
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, d, d) -> (N, D, d, d)."""
+        out: Tensor = self.conv2(F.relu(self.conv1(x))) + self.shortcut(x)
+        return out

@@ -1,0 +1,138 @@
+"""What is served: uint8 pictures in, named vectors out, as one torch module to export.
+
+Knows no files and no ONNX. The search vector is one matrix product: whitening is affine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amdim_export.fusion import FusedHead, FusedStem, FusedUnit
+from amdim_export.names import output_shapes
+from amdim_training.encoder import AmdimEncoder, ResidualUnit, Stem
+from amdim_training.views import Normalization
+from amdim_training.whitening import Whitening
+
+
+class FusedTrunk(nn.Module):
+    """Pixels 0..255 to the three feature maps, before any pooling over positions.
+
+    (N, 3, H, W) float32 -> (N, D, h, w), (N, D, h+4, w+4), (N, D, h+6, w+6); h = w = 1 where
+    H = W = S. Only the encoder's own S makes sense at 128 px, whose stem reflects borders.
+    """
+
+    def __init__(self, encoder: AmdimEncoder, normalization: Normalization) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        taps: list[int] = []  # how many fused layers lie before the 7x7 and the 5x5 map
+        for top in _with_norms(encoder.layers):
+            for module, norm in top:
+                if isinstance(module, Stem):
+                    first = not layers
+                    layers.append(
+                        FusedStem(module, normalization.mean, normalization.std)
+                        if first
+                        else module
+                    )
+                elif isinstance(module, ResidualUnit):
+                    layers.append(FusedUnit(module, norm))
+            taps.append(len(layers))
+        self.layers = nn.ModuleList(layers)
+        # the last four top-level layers give the maps of 7, 5, 3 and 1 (SPEC.md 1.3)
+        self.tap7, self.tap5 = taps[-4], taps[-3]
+        self.head5 = FusedHead(encoder.head5)
+        self.head7 = FusedHead(encoder.head7)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the maps of f1, f5 and f7."""
+        x, maps = pixels, {}
+        for count, layer in enumerate(self.layers, start=1):
+            x = layer(x)
+            maps[count] = x
+        return x, self.head5(maps[self.tap5]), self.head7(maps[self.tap7])
+
+
+class ServingGraph(nn.Module):
+    """`images` (N, S, S, 3) uint8 -> `embedding`, `global`, `local5`, `local7`, float32.
+
+    Attributes:
+        output_names: Names of what `forward` returns, in its order; no `embedding` where no
+            whitening was given.
+    """
+
+    def __init__(
+        self,
+        encoder: AmdimEncoder,
+        normalization: Normalization,
+        whitening: Whitening | None = None,
+    ) -> None:
+        super().__init__()
+        self.trunk = FusedTrunk(encoder, normalization)
+        self.search = None if whitening is None else _affine(whitening)
+        dim = None if self.search is None else self.search.out_features
+        self.output_names = tuple(output_shapes(encoder.config.embed_dim, dim))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Returns the outputs in the order of `output_names`."""
+        # the cast comes first: TensorRT refuses to transpose uint8
+        f1, f5, f7 = self.trunk(images.float().permute(0, 3, 1, 2))
+        vector = f1.flatten(1)  # (N, D, 1, 1) -> (N, D)
+        local5 = f5.permute(0, 2, 3, 1)  # (N, D, 5, 5) -> (N, 5, 5, D)
+        local7 = f7.permute(0, 2, 3, 1)
+        if self.search is None:
+            return vector, local5, local7
+        pooled = torch.cat([vector, local5.mean(dim=(1, 2)), local7.mean(dim=(1, 2))], dim=1)
+        return self.search(pooled), vector, local5, local7
+
+
+class WindowsGraph(nn.Module):
+    """`images` (N, H, W, 3) uint8 -> `windows` (N, h, w, E): every S x S window's search vector.
+
+    H and W are S plus multiples of S/8, the stride of the windows: h = (H - S) / (S / 8) + 1.
+    Whitening is a 1x1 convolution, the means of f5 and f7 over a window are average pools.
+    """
+
+    output_names = ("windows",)
+
+    def __init__(
+        self, encoder: AmdimEncoder, normalization: Normalization, whitening: Whitening
+    ) -> None:
+        super().__init__()
+        self.trunk = FusedTrunk(encoder, normalization)
+        self.search = _affine(whitening)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Returns `windows`."""
+        f1, f5, f7 = self.trunk(images.float().permute(0, 3, 1, 2))
+        pooled = torch.cat([f1, F.avg_pool2d(f5, 5, 1), F.avg_pool2d(f7, 7, 1)], dim=1)
+        weight = self.search.weight[:, :, None, None]
+        return (F.conv2d(pooled, weight, self.search.bias).permute(0, 2, 3, 1),)
+
+
+def _affine(whitening: Whitening) -> nn.Linear:
+    """Returns (x - mean) @ projection^T as one layer, its bias computed in float64."""
+    components, width = whitening.projection.shape
+    layer = nn.Linear(width, components)
+    layer.weight.data = whitening.projection.float().clone()
+    layer.bias.data = -(whitening.projection.double() @ whitening.mean.double()).float()
+    return layer
+
+
+def _with_norms(
+    layers: nn.ModuleList,
+) -> Iterator[list[tuple[nn.Module, nn.BatchNorm2d | None]]]:
+    """Yields each top-level layer's modules, a batch norm joined to the unit before it."""
+    tops = list(layers)
+    for index, top in enumerate(tops):
+        if not isinstance(top, Stem | ResidualUnit | nn.Sequential):
+            continue
+        units = list(top) if isinstance(top, nn.Sequential) else [top]
+        after = tops[index + 1] if index + 1 < len(tops) else None
+        norm = after if isinstance(after, nn.BatchNorm2d) else None
+        yield [(unit, norm if unit is units[-1] else None) for unit in units]

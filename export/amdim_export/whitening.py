@@ -1,0 +1,143 @@
+"""The search vector's recipe, fitted on unlabelled pictures and kept beside the encoder's weights.
+
+The mathematics are training's (evaluation whitens the same way); here they are fitted on files,
+given a name and a version, stored and read. Knows no ONNX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from amdim_clients.images import Preprocess
+from amdim_export.eager import encode_eager
+from amdim_export.errors import ExportError
+from amdim_training.checkpoint import Checkpoint
+from amdim_training.data import load_images
+from amdim_training.whitening import Whitening, fit_whitening, pooled_features
+
+EMBEDDING_FILE = "embedding.safetensors"
+RECIPE = "pca-whitened f1, mean f5, mean f7"
+RECIPE_VERSION = 1
+RIDGE = 1e-4
+"""Share of the mean variance added to every component's before its root is taken: components
+that the pictures hardly use are not blown up into rounding noise."""
+FIT_LIMIT = 20_000
+"""Pictures at most: 768 dimensions need no more, and fitting stays within a minute."""
+
+_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SearchRecipe:
+    """A fitted whitening and where it came from.
+
+    Attributes:
+        whitening: mean (3D,), projection (E, 3D), float32.
+        name: What was computed, in words.
+        version: Of the recipe's definition.
+        images: How many pictures it was fitted on.
+    """
+
+    whitening: Whitening
+    name: str = RECIPE
+    version: int = RECIPE_VERSION
+    images: int = 0
+
+
+def fit_recipe(
+    checkpoint: Checkpoint,
+    sources: Sequence[Path],
+    *,
+    components: int,
+    limit: int = FIT_LIMIT,
+    progress: Callable[[int], None] | None = None,
+) -> SearchRecipe:
+    """Fits the search vector of an encoder; the same pictures give the same recipe.
+
+    Args:
+        checkpoint: The encoder.
+        sources: Parquet packs (of one with a `split` column its train rows) and image folders.
+        components: E wanted; fewer where 3D or the number of pictures is less.
+        limit: Pictures at most, the first of a fixed shuffle.
+        progress: Called with the number of pictures decoded so far.
+
+    Raises:
+        DataError: A source is missing or holds no readable picture.
+        ExportError: There are too few pictures to fit anything on.
+    """
+    preprocess = Preprocess.for_image_size(checkpoint.encoder.config.image_size)
+    pictures = load_images(sources, preprocess, splits=("train",), progress=progress)
+    pixels = torch.from_numpy(pictures.subset(limit).pixels)
+    if len(pixels) < 2:
+        raise ExportError("one picture is too few to fit the search vector on")
+    features = torch.cat(
+        [
+            pooled_features(encode_eager(checkpoint, pixels[start : start + _BATCH]))
+            for start in range(0, len(pixels), _BATCH)
+        ]
+    )
+    whitening = fit_whitening(features, min(components, len(features) - 1), ridge=RIDGE)
+    return SearchRecipe(whitening, images=len(features))
+
+
+def save_recipe(checkpoint_folder: Path, recipe: SearchRecipe) -> Path:
+    """Stores a recipe in a checkpoint's folder, written aside and renamed.
+
+    Raises:
+        ExportError: The folder cannot be written.
+    """
+    path = checkpoint_folder / EMBEDDING_FILE
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    tensors = {
+        "mean": recipe.whitening.mean.contiguous(),
+        "projection": recipe.whitening.projection.contiguous(),
+    }
+    notes = {"recipe": recipe.name, "version": str(recipe.version), "images": str(recipe.images)}
+    try:
+        save_file(tensors, aside, metadata=notes)
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise ExportError(f"{path} could not be written: {error}") from error
+    return path
+
+
+def load_recipe(checkpoint_folder: Path) -> SearchRecipe | None:
+    """Returns the recipe that a checkpoint's folder holds, None where it holds none.
+
+    Raises:
+        ExportError: The file is broken or of a version this program does not know.
+    """
+    path = checkpoint_folder / EMBEDDING_FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            mean, projection = file.get_tensor("mean"), file.get_tensor("projection")
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
+    version = notes.get("version", str(RECIPE_VERSION))
+    if version != str(RECIPE_VERSION):
+        raise ExportError(f"{path} is of recipe version {version}, not {RECIPE_VERSION}")
+    _check_shapes(path, mean, projection)
+    return SearchRecipe(
+        Whitening(mean.float(), projection.float()),
+        name=notes.get("recipe", RECIPE),
+        images=int(notes.get("images", "0")),
+    )
+
+
+def _check_shapes(path: Path, mean: Tensor, projection: Tensor) -> None:
+    if mean.ndim != 1 or projection.ndim != 2 or projection.shape[1] != len(mean):
+        raise ExportError(f"{path} holds tensors of unexpected shapes")
+    if not (torch.isfinite(mean).all() and torch.isfinite(projection).all()):
+        raise ExportError(f"{path} holds a value that is not finite")
