@@ -1,0 +1,74 @@
+"""Builds the HTTP application around a service.
+
+Knows no engine and no process: `server.py` runs it, tests call it in process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from amdim_serving.answers import error_answer, from_framework
+from amdim_serving.edge import HEAD, Edge
+from amdim_serving.errors import RequestError
+from amdim_serving.gateway import Gateway
+from amdim_serving.routes import embed, status
+
+ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """Returns the application; its lifespan starts the service and drains it at the end.
+
+    Args:
+        gateway: The service and what the routes share; `build_gateway` makes one of settings.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.service.start()
+        yield
+        await gateway.service.close(gateway.settings.drain_timeout)
+
+    app = FastAPI(
+        title="amdim-embed",
+        summary="Images in, AMDIM vectors out.",
+        version=package_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        exception_handlers={
+            RequestError: _answer_error,
+            HTTPException: _answer_error,
+            RequestValidationError: _answer_error,
+        },
+    )
+    app.state.gateway = gateway
+    app.include_router(embed.router)
+    app.include_router(status.router)
+    app.add_middleware(Edge, gateway=gateway)
+    return app
+
+
+def package_version() -> str:
+    """Returns the installed version of the distribution; `0` in a bare checkout."""
+    try:
+        return version("amdim-embed")
+    except PackageNotFoundError:
+        return "0"
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = from_framework(error)
+    elif not isinstance(error, RequestError):  # what FastAPI would answer as 422
+        error = RequestError("bad_request")
+    head = request.scope.get(HEAD)
+    request_id = None if head is None else head.request_id
+    return error_answer(error, path=request.url.path, request_id=request_id)

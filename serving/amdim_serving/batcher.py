@@ -1,0 +1,343 @@
+"""Continuous batching: when the engine is free it takes what waits.
+
+Counts images, not requests; knows no HTTP and no model. Everything but the `run` callable lives on
+one event loop, so there is no lock. Each admitted image gets exactly one answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amdim_serving.errors import EngineError, OverloadedError, RequestError
+
+Pixels = NDArray[np.uint8]
+BatchT = TypeVar("BatchT")
+Run = Callable[[Sequence[Pixels], Sequence[str]], Awaitable[BatchT]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow(Generic[BatchT]):
+    """One image's share of a batch that ran."""
+
+    batch: BatchT
+    row: int
+    queue_s: float
+    infer_s: float
+
+
+@dataclass(slots=True)
+class BatcherStats:
+    """What the batcher has done so far."""
+
+    batches: int = 0
+    images: int = 0
+    failed_batches: int = 0
+    busy_s: float = 0.0
+    last_good: float = field(default_factory=time.monotonic)
+    """Monotonic time of the last batch that ran to its end."""
+    last_failed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[BatchT]):
+    pixels: Pixels
+    future: asyncio.Future[BatchRow[BatchT]]
+    since: float
+
+
+class Job(Generic[BatchT]):
+    """One request's images: a number of permits, used up by `submit`.
+
+    A context manager; leaving it drops what still waits and gives unused permits back.
+    """
+
+    def __init__(
+        self, batcher: Batcher[BatchT], images: int, outputs: Sequence[str], deadline: float
+    ) -> None:
+        self._batcher = batcher
+        self._unused = images
+        self.outputs = tuple(outputs)
+        self.deadline = deadline
+        self.waiting: deque[_Waiting[BatchT]] = deque()
+
+    def submit(self, pixels: Pixels) -> asyncio.Future[BatchRow[BatchT]]:
+        """Queues one image and returns the future of its row.
+
+        Args:
+            pixels: (S, S, 3) uint8.
+
+        The future fails with `EngineError` when its batch does, and with `RequestError`
+        (deadline_exceeded, draining) when it is dropped unrun.
+        """
+        if self._unused < 1:
+            raise ValueError("every permit of this job is used")
+        self._unused -= 1
+        return self._batcher.enqueue(self, pixels)
+
+    def detach(self) -> Callable[[], None]:
+        """Takes one unused permit out of the job and returns the call that gives it back.
+
+        For work that outlives its request, such as a decode that runs too long.
+        """
+        self._unused -= 1
+        return self._batcher.release
+
+    def close(self) -> None:
+        """Drops what waits and gives every unused permit back."""
+        unused, self._unused = self._unused, 0
+        self._batcher.drop(self)
+        self._batcher.release(unused)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Batcher(Generic[BatchT]):
+    """Forms batches out of the images that wait, fairly between jobs.
+
+    Args:
+        run: Encodes a list of images for the union of the outputs asked for; awaited, so it may
+            leave the event loop. It must not be cancelled half way.
+        max_batch_size: Images in a batch, at most.
+        max_queue_delay_s: How long a batch that is not full may wait for more; 0: not at all.
+        queue_images: Images admitted at once.
+        instances: Batches in flight at once.
+    """
+
+    def __init__(
+        self,
+        run: Run[BatchT],
+        *,
+        max_batch_size: int,
+        queue_images: int,
+        max_queue_delay_s: float = 0.0,
+        instances: int = 1,
+        on_batch: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._run = run
+        self._max_batch_size = max_batch_size
+        self._queue_images = queue_images
+        self._delay_s = max_queue_delay_s
+        self._instances = instances
+        self._on_batch = on_batch
+        self._ring: deque[Job[BatchT]] = deque()
+        self._waiting = 0
+        self._admitted = 0
+        self._closing = False
+        self._stopped = False
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._workers: list[asyncio.Task[None]] = []
+        self.stats = BatcherStats()
+
+    @property
+    def waiting(self) -> int:
+        """Images queued and not yet in a batch."""
+        return self._waiting
+
+    @property
+    def admitted(self) -> int:
+        """Permits taken and not yet given back."""
+        return self._admitted
+
+    @property
+    def closing(self) -> bool:
+        """Whether new work is refused."""
+        return self._closing
+
+    def start(self) -> None:
+        """Starts taking batches; needs the running event loop."""
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self._instances)]
+
+    def admit(
+        self,
+        images: int,
+        outputs: Sequence[str],
+        *,
+        deadline: float = float("inf"),
+        privileged: bool = False,
+    ) -> Job[BatchT]:
+        """Takes permits for a request before anything of it is queued.
+
+        Args:
+            images: How many images the job may submit.
+            outputs: What each of them asks for.
+            deadline: `time.monotonic()` after which nothing of it is run.
+            privileged: Past the bound; for the server's own health checks.
+
+        Raises:
+            OverloadedError: There are not so many permits.
+            RequestError: draining.
+        """
+        if self._closing:
+            raise RequestError("draining")
+        if not privileged and self._admitted + images > self._queue_images:
+            raise OverloadedError(self._retry_after_s())
+        self._admitted += images
+        self._idle.clear()
+        return Job(self, images, outputs, deadline)
+
+    def enqueue(self, job: Job[BatchT], pixels: Pixels) -> asyncio.Future[BatchRow[BatchT]]:
+        """Queues one image of a job; its permit is released with its answer."""
+        future: asyncio.Future[BatchRow[BatchT]] = asyncio.get_running_loop().create_future()
+        if self._stopped:
+            self.release()
+            future.set_exception(RequestError("draining"))
+            return future
+        if not job.waiting:
+            self._ring.append(job)
+        job.waiting.append(_Waiting(pixels, future, time.monotonic()))
+        self._waiting += 1
+        self._changed.set()
+        return future
+
+    def drop(self, job: Job[BatchT], error: RequestError | None = None) -> None:
+        """Takes a job's waiting images out; they are cancelled, or fail with `error`."""
+        if not job.waiting:
+            return
+        self._ring.remove(job)
+        dropped = list(job.waiting)
+        job.waiting.clear()
+        self._waiting -= len(dropped)
+        for item in dropped:
+            _settle(item.future, error)
+        self.release(len(dropped))
+
+    def release(self, images: int = 1) -> None:
+        """Gives permits back."""
+        self._admitted -= images
+        if self._admitted == 0:
+            self._idle.set()
+
+    async def close(self, timeout_s: float = 30.0) -> None:
+        """Refuses new work, lets accepted work finish, then stops.
+
+        What is not done after `timeout_s` fails with `RequestError` (draining).
+        """
+        self._closing = True
+        self._changed.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        self._stopped = True
+        for job in list(self._ring):
+            self.drop(job, RequestError("draining"))
+        self._changed.set()
+        await asyncio.gather(*self._workers)
+
+    async def _work(self) -> None:
+        while batch := await self._next_batch():
+            jobs, items = batch
+            outputs = tuple(sorted({name for job in jobs for name in job.outputs}))
+            started = time.monotonic()
+            try:
+                result = await self._run([item.pixels for item in items], outputs)
+            except Exception:
+                _log.exception("a batch of %d images failed", len(items))
+                self._account(len(items), started, failed=True)
+                for item in items:
+                    _settle(item.future, EngineError("the batch failed"))
+            else:
+                infer_s = self._account(len(items), started, failed=False)
+                for row, item in enumerate(items):
+                    if not item.future.done():
+                        queue_s = started - item.since
+                        item.future.set_result(BatchRow(result, row, queue_s, infer_s))
+            self.release(len(items))
+
+    async def _next_batch(self) -> tuple[set[Job[BatchT]], list[_Waiting[BatchT]]] | None:
+        """Waits for work and takes it; None when stopped."""
+        while True:
+            while not self._waiting:
+                if self._stopped:
+                    return None
+                self._changed.clear()
+                await self._changed.wait()
+            if self._delay_s:
+                await self._wait_for_more()
+            batch = self._take()
+            if batch[1]:
+                return batch
+
+    async def _wait_for_more(self) -> None:
+        oldest = min(job.waiting[0].since for job in self._ring)
+        left_s = oldest + self._delay_s - time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left_s):
+                while 0 < self._waiting < self._max_batch_size and not self._closing:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def _take(self) -> tuple[set[Job[BatchT]], list[_Waiting[BatchT]]]:
+        """Takes up to a batch of live images, one of each job in turn."""
+        jobs: set[Job[BatchT]] = set()
+        items: list[_Waiting[BatchT]] = []
+        now = time.monotonic()
+        while self._ring and len(items) < self._max_batch_size:
+            job = self._ring[0]
+            if job.deadline <= now:
+                self.drop(job, RequestError("deadline_exceeded"))
+                continue
+            self._ring.popleft()
+            item = job.waiting.popleft()
+            self._waiting -= 1
+            if job.waiting:
+                self._ring.append(job)
+            if item.future.done():  # its caller left
+                self.release()
+                continue
+            jobs.add(job)
+            items.append(item)
+        return jobs, items
+
+    def _account(self, images: int, started: float, *, failed: bool) -> float:
+        now = time.monotonic()
+        spent_s = now - started
+        self.stats.batches += 1
+        self.stats.images += images
+        self.stats.busy_s += spent_s
+        self.stats.failed_batches += failed
+        self.stats.last_failed = failed
+        if not failed:
+            self.stats.last_good = now
+        if self._on_batch is not None:
+            self._on_batch(images, spent_s)
+        return spent_s
+
+    def _retry_after_s(self) -> int:
+        """Seconds in which the queue would empty at the pace so far, from 1 to 30."""
+        if not self.stats.busy_s:
+            return 1
+        pace = self.stats.images / self.stats.busy_s * self._instances
+        return int(min(30, max(1, self._admitted / pace)))
+
+
+def _settle(future: asyncio.Future[BatchRow[BatchT]], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.cancel()
+    else:
+        future.set_exception(error)
+        future.exception()  # marks it as seen: its caller may have left

@@ -1,0 +1,161 @@
+"""Reads a request's body under its size and time limits, and takes multipart bodies apart.
+
+Knows ASGI messages and bytes; what they mean is the routes' business. Bytes are joined at most
+once, and parts are views into the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Receive
+
+from amdim_serving.errors import RequestError
+from amdim_serving.limits import Limits
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before it had its answer; nobody is left to tell."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One part of a multipart body.
+
+    Attributes:
+        name: The form field's name.
+        filename: As declared; only told apart from None, never trusted.
+        data: A view into the body.
+    """
+
+    name: str
+    filename: str | None
+    data: memoryview
+
+
+async def read_body(receive: Receive, limits: Limits, content_length: int | None) -> bytes:
+    """Returns the whole body.
+
+    Raises:
+        RequestError: body_too_large, as soon as it is known; body_timeout.
+        ClientGoneError: The connection closed half way.
+    """
+    if content_length is not None and content_length > limits.max_body_bytes:
+        raise RequestError("body_too_large")
+    message = await _next(receive, limits.body_seconds)
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return _within(body, limits)
+    chunks, size = [body], len(body)
+    deadline = asyncio.get_running_loop().time() + limits.body_seconds
+    while message.get("more_body", False):
+        message = await _next(receive, deadline - asyncio.get_running_loop().time())
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limits.max_body_bytes:
+            raise RequestError("body_too_large")
+    return b"".join(chunks)
+
+
+def split_multipart(body: bytes, content_type: bytes) -> list[Part]:
+    """Returns the parts of a multipart/form-data body, in its order.
+
+    Raises:
+        RequestError: bad_request.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise RequestError("bad_request", "The multipart body names no boundary.")
+    collector = _Collector(memoryview(body))
+    try:
+        parser = MultipartParser(boundary, collector.callbacks())  # type: ignore[arg-type]
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise RequestError("bad_request", "The multipart body is malformed.") from error
+    if not collector.ended:
+        raise RequestError("bad_request", "The multipart body is cut short.")
+    return collector.parts
+
+
+async def _next(receive: Receive, timeout_s: float) -> MutableMapping[str, Any]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            message = await receive()
+    except TimeoutError as error:
+        raise RequestError("body_timeout") from error
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+    return message
+
+
+def _within(body: bytes, limits: Limits) -> bytes:
+    if len(body) > limits.max_body_bytes:
+        raise RequestError("body_too_large")
+    return body
+
+
+@dataclass(slots=True)
+class _Collector:
+    """Turns the parser's callbacks into parts; the body is written to it in one piece."""
+
+    body: memoryview
+    parts: list[Part] = field(default_factory=list)
+    ended: bool = False
+    _start: int = -1
+    _end: int = -1
+    _field: bytes = b""
+    _value: bytes = b""
+    _disposition: bytes = b""
+
+    def callbacks(self) -> dict[str, Any]:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": self._data,
+            "on_part_end": self._part_end,
+            "on_end": self._finish,
+        }
+
+    def _begin(self) -> None:
+        self._start = self._end = -1
+        self._disposition = b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._field = self._value = b""
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._start < 0:
+            self._start = start
+        self._end = end
+
+    def _part_end(self) -> None:
+        options = parse_options_header(self._disposition)[1]
+        name, filename = options.get(b"name"), options.get(b"filename")
+        if name is None:
+            raise RequestError("bad_request", "A part of the multipart body has no name.")
+        self.parts.append(
+            Part(
+                name.decode("utf-8", "replace"),
+                None if filename is None else filename.decode("utf-8", "replace"),
+                self.body[self._start : self._end] if self._start >= 0 else self.body[:0],
+            )
+        )
+
+    def _finish(self) -> None:
+        self.ended = True

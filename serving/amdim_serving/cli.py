@@ -1,0 +1,70 @@
+"""The `amdim serve` command; imports nothing heavy until it runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to bind. [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one. [8000]")] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository. [./model_repository]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model to serve. [amdim]")] = None,
+    model_version: Annotated[str | None, typer.Option(help="Its version. [the highest]")] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="ONNX Runtime provider; never replaced silently.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Engine threads; 0: every core.")] = None,
+    decode_threads: Annotated[
+        int | None, typer.Option(help="Threads that decode pictures; 0: every core.")
+    ] = None,
+    drain_delay: Annotated[
+        float | None, typer.Option(help="Seconds /readyz says 503 before listeners close.")
+    ] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="File of API keys, one a line; none: no key needed.")
+    ] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Most images in a request.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels in an image.")] = None,
+    min_side: Annotated[int | None, typer.Option(help="Least side of an image, pixels.")] = None,
+    decode_seconds: Annotated[float | None, typer.Option(help="Longest decode.")] = None,
+    queue_images: Annotated[int | None, typer.Option(help="Images admitted at once.")] = None,
+    deadline_seconds: Annotated[float | None, typer.Option(help="Longest request.")] = None,
+) -> None:
+    """Serve an encoder over HTTP. Every option is also an AMDIM_ environment variable."""
+    started = time.monotonic()
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    # Heavy imports: only the command that serves pays for them.
+    from amdim_serving.server import serve as run
+    from amdim_serving.settings import load_settings
+
+    settings = load_settings(
+        host=host,
+        port=port,
+        model_repository=repository,
+        model=model,
+        model_version=model_version,
+        provider=provider,
+        threads=threads,
+        decode_threads=decode_threads,
+        drain_delay=drain_delay,
+        api_keys_file=api_keys_file,
+        max_body_bytes=max_body_bytes,
+        max_images=max_images,
+        max_pixels=max_pixels,
+        min_side=min_side,
+        decode_seconds=decode_seconds,
+        queue_images=queue_images,
+        deadline_seconds=deadline_seconds,
+    )
+    run(settings, started=started)

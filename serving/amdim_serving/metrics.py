@@ -1,0 +1,117 @@
+"""The Prometheus metrics of one gateway, in a registry of its own.
+
+Knows what is counted, not when: whoever does the work reports it here. Label sets are bounded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from amdim_serving.engines import Engine
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# From a cached answer to the default deadline.
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128)
+STAGES = ("decode", "queue", "infer", "encode")
+
+
+class Metrics:
+    """Counters, gauges and histograms by the names of the wire contract."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "amdim_requests", "Requests answered.", ["route", "code"], registry=self.registry
+        )
+        self._images = Counter(
+            "amdim_images", "Images by what became of them.", ["outcome"], registry=self.registry
+        )
+        self._request_seconds = Histogram(
+            "amdim_request_seconds",
+            "Seconds from a request's head to its answer's end.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        stage = Histogram(
+            "amdim_stage_seconds",
+            "Seconds an image (encode: an answer) spends in a stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._stages = {name: stage.labels(name) for name in STAGES}
+        self._batch_size = Histogram(
+            "amdim_batch_size", "Images in a batch.", buckets=_BATCH, registry=self.registry
+        )
+        self.queue_images = Gauge(
+            "amdim_queue_images", "Images admitted and unanswered.", registry=self.registry
+        )
+        self.canary_cosine = Gauge(
+            "amdim_canary_cosine", "Worst cosine of the last canary run.", registry=self.registry
+        )
+        self._busy_ratio = Gauge(
+            "amdim_engine_busy_ratio",
+            "Share of the time since the last scrape that the engine was computing.",
+            registry=self.registry,
+        )
+        self._build_info = Gauge(
+            "amdim_build_info",
+            "What serves; always 1.",
+            ["version", "model", "model_version", "engine", "provider", "precision"],
+            registry=self.registry,
+        )
+        self._bound: dict[tuple[str, int], Counter] = {}
+        self._outcomes: dict[str, Counter] = {}
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Counts an answered request; `route` is a path template, never a client's own path."""
+        counter = self._bound.get((route, status))
+        if counter is None:
+            counter = self._bound[route, status] = self._requests.labels(route, str(status))
+        counter.inc()
+        self._request_seconds.observe(seconds)
+
+    def image(self, outcome: str, images: int = 1) -> None:
+        """Counts images that ended as `ok` or as an error code."""
+        counter = self._outcomes.get(outcome)
+        if counter is None:
+            counter = self._outcomes[outcome] = self._images.labels(outcome)
+        counter.inc(images)
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Records the time spent in one of `STAGES`."""
+        self._stages[name].observe(seconds)
+
+    def batch(self, images: int, seconds: float) -> None:
+        """Records a batch; `seconds` is its engine time."""
+        del seconds  # the busy ratio is read from the batcher's own sum
+        self._batch_size.observe(images)
+
+    def watch(self, busy_s: Callable[[], float], queued: Callable[[], int], instances: int) -> None:
+        """Reads the busy ratio and the queue from the batcher whenever they are scraped."""
+        seen = [time.monotonic(), busy_s()]
+
+        def ratio() -> float:
+            now, busy = time.monotonic(), busy_s()
+            share = (busy - seen[1]) / max(1e-9, (now - seen[0]) * instances)
+            seen[:] = [now, busy]
+            return min(1.0, share)
+
+        self._busy_ratio.set_function(ratio)
+        self.queue_images.set_function(queued)
+
+    def describe(self, engine: Engine, version: str) -> None:
+        """States what serves."""
+        spec, info = engine.spec, engine.info
+        self._build_info.labels(
+            version, spec.name, spec.version, info.engine, info.provider, info.precision
+        ).set(1)
+
+    def render(self) -> bytes:
+        """Returns the metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,81 @@
+"""What the OpenAPI document says of bodies and errors that FastAPI cannot read off the code.
+
+The hot routes read their bodies themselves; this is their documentation, and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amdim_serving.errors import ERRORS
+from amdim_serving.schemas import EmbedOptions, EmbedRequest, ErrorAnswer
+
+_BINARY = {"type": "string", "format": "binary"}
+
+
+def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns a schema without `$defs`, its references replaced by what they name."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(definitions[node["$ref"].rsplit("/", 1)[1]])
+            return {key: resolve(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [resolve(value) for value in node]
+        return node
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved
+
+
+_OPTIONS = _inline(EmbedOptions.model_json_schema())["properties"]
+
+EMBED_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": _BINARY},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"images": {"type": "array", "items": _BINARY}, **_OPTIONS},
+                    "required": ["images"],
+                }
+            },
+            "application/json": {
+                "schema": _inline(EmbedRequest.model_json_schema()),
+                "example": {
+                    "images": [{"id": "a", "data": "<base64 or data: URI>"}],
+                    "outputs": ["embedding"],
+                    "encoding_format": "base64",
+                },
+            },
+        },
+    }
+}
+
+EMBED_PARAMETERS: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.get("description", ""),
+            "schema": {"type": "string"} if name == "outputs" else schema,
+            **({"example": "embedding,local7"} if name == "outputs" else {}),
+        }
+        for name, schema in _OPTIONS.items()
+    ]
+}
+
+
+def _codes(status: int) -> str:
+    return ", ".join(code for code, kind in ERRORS.items() if kind.status == status)
+
+
+ERRORS_SHOWN: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": _codes(status)}
+    for status in sorted({kind.status for kind in ERRORS.values()})
+}

@@ -1,0 +1,105 @@
+"""POST /embed: a raw body, a form or JSON in; JSON, .npy or safetensors out.
+
+Translates; what becomes of an image is `EmbedService`'s business.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from amdim_serving.bodies import read_body
+from amdim_serving.edge import HEAD, Head
+from amdim_serving.embed_answer import EmbedCall, encode_answer, server_timing
+from amdim_serving.embed_request import query_options, read_form, read_json
+from amdim_serving.encodings import JSON, NPY, SAFETENSORS
+from amdim_serving.errors import ItemError, RequestError
+from amdim_serving.gateway import Gateway
+from amdim_serving.negotiation import choose_type
+from amdim_serving.openapi import EMBED_BODY, EMBED_PARAMETERS, ERRORS_SHOWN
+from amdim_serving.schemas import EmbedAnswer, EmbedOptions
+from amdim_serving.service import EmbedResult, EmbedService, Picture
+from amdim_serving.watching import DisconnectWatch
+
+router = APIRouter(tags=["embed"])
+
+_TYPES = (JSON, NPY, SAFETENSORS)
+# Bodies and answers above these are parsed and encoded off the event loop.
+_BIG_BODY_BYTES = 256 * 1024
+_BIG_ANSWER_VALUES = 100_000
+
+
+@router.post(
+    "/embed",
+    summary="Embed images",
+    response_model=EmbedAnswer,
+    responses=ERRORS_SHOWN,
+    openapi_extra={**EMBED_BODY, **EMBED_PARAMETERS},
+)
+async def embed(request: Request) -> Response:
+    """Returns the vectors of one image (raw body) or of several (form, JSON), in their order."""
+    gateway: Gateway = request.app.state.gateway
+    service = gateway.service
+    head: Head = request.scope[HEAD]
+    media_type = choose_type(head.accept, _TYPES)
+    options = query_options(request.scope["query_string"])
+    body = await read_body(request.receive, service.limits, head.content_length)
+    pictures, options, is_raw = await _read(service, body, head.content_type, options)
+    if options.model is not None and options.model != service.spec.name:
+        raise RequestError("unknown_model")
+    call = EmbedCall(pictures, options, service.check_outputs(options.outputs), media_type)
+    _check_combination(call)
+    async with DisconnectWatch(request.receive):
+        result = await service.embed(pictures, call.outputs, normalize=options.normalize)
+        if is_raw or options.on_error == "fail" or media_type != JSON:
+            _raise_first(result, named=not is_raw)
+        return await _answer(gateway, call, result)
+
+
+async def _read(
+    service: EmbedService, body: bytes, content_type: bytes, options: EmbedOptions
+) -> tuple[list[Picture], EmbedOptions, bool]:
+    """Returns the pictures, the options, and whether the body was one picture itself."""
+    if content_type.startswith(b"application/json"):
+        read = partial(read_json, body, options)
+    elif content_type.startswith(b"multipart/form-data"):
+        read = partial(read_form, body, content_type, options)
+    else:  # whatever is declared: curl's default is a form type
+        return ([Picture(body)] if body else []), options, True
+    big = len(body) > _BIG_BODY_BYTES
+    pictures, options = await service.run_in_thread(read) if big else read()
+    return pictures, options, False
+
+
+def _check_combination(call: EmbedCall) -> None:
+    if call.media_type == NPY and len(call.outputs) != 1:
+        raise RequestError("bad_request", "An .npy answer holds exactly one output.")
+    options = call.options
+    as_numbers = call.media_type == JSON and options.encoding_format == "float"
+    if options.dtype == "float16" and as_numbers:
+        raise RequestError("bad_request", "The dtype float16 needs a binary encoding.")
+
+
+def _raise_first(result: EmbedResult, *, named: bool) -> None:
+    for index, item in enumerate(result.items):
+        if isinstance(item, ItemError):
+            raise RequestError(item.code, item.message, index=index if named else None)
+
+
+async def _answer(gateway: Gateway, call: EmbedCall, result: EmbedResult) -> Response:
+    started = time.perf_counter()
+    service = gateway.service
+    encode = partial(encode_answer, call, result, gateway.digests)
+    big = call.count_values(service.spec.outputs) > _BIG_ANSWER_VALUES
+    content = await service.run_in_thread(encode) if big else encode()
+    result.timings.encode = time.perf_counter() - started
+    service.metrics.stage("encode", result.timings.encode)
+    headers = {"Server-Timing": server_timing(result.timings)}
+    if call.media_type != JSON:
+        headers |= gateway.digest_headers
+        headers["X-Amdim-Normalized"] = "true" if call.options.normalize else "false"
+    return Response(content, headers=headers, media_type=call.media_type)

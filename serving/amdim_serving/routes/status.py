@@ -1,0 +1,80 @@
+"""Health, metrics, the model's description and the landing text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from amdim_serving.answers import error_answer
+from amdim_serving.edge import HEAD
+from amdim_serving.encodings import JSON, to_json
+from amdim_serving.errors import RequestError
+from amdim_serving.gateway import Gateway
+from amdim_serving.metrics import CONTENT_TYPE
+from amdim_serving.openapi import ERRORS_SHOWN
+from amdim_serving.schemas import ModelAnswer, StatusAnswer
+
+router = APIRouter(tags=["status"])
+
+_UNREADY = {
+    "draining": RequestError("draining"),
+    "engine": RequestError("not_ready", "The engine does not reproduce its canaries."),
+}
+_LANDING = """\
+amdim-embed: images in, vectors out.
+
+  curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' {base}/embed
+  curl -F images=@a.jpg -F images=@b.png '{base}/embed?outputs=global,local7'
+
+  {base}/docs     every route, with examples
+  {base}/model    what is served: precision, digests, limits
+  {base}/readyz   whether it may get work
+  {base}/metrics  Prometheus
+"""
+
+
+@router.get("/livez", summary="Whether the process is up", response_model=StatusAnswer)
+async def livez() -> Response:
+    """Always 200 while the event loop runs."""
+    return Response(to_json({"status": "live"}), media_type=JSON)
+
+
+@router.get(
+    "/readyz",
+    summary="Whether the server may get work",
+    response_model=StatusAnswer,
+    responses={503: ERRORS_SHOWN[503]},
+)
+async def readyz(request: Request) -> Response:
+    """200 once the canaries reproduced and while the engine answers; 503 says why not."""
+    gateway: Gateway = request.app.state.gateway
+    reason = await gateway.why_unready()
+    if reason is not None:
+        head = request.scope[HEAD]
+        return error_answer(_UNREADY[reason], request_id=head.request_id)
+    return Response(to_json({"status": "ready"}), media_type=JSON)
+
+
+@router.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Every metric of this process."""
+    gateway: Gateway = request.app.state.gateway
+    return Response(gateway.service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+@router.get("/model", summary="What is served", response_model=ModelAnswer)
+async def model(request: Request) -> Response:
+    """Spec, engine, precision, digests and certificate of each model, and the limits."""
+    gateway: Gateway = request.app.state.gateway
+    described: dict[str, Any] = gateway.describe()
+    return Response(to_json(described), media_type=JSON)
+
+
+@router.get("/", include_in_schema=False)
+async def landing(request: Request) -> Response:
+    """A few lines for whoever opens the address."""
+    base = str(request.base_url).rstrip("/")
+    return PlainTextResponse(_LANDING.format(base=base))

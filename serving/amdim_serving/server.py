@@ -1,0 +1,129 @@
+"""Runs the gateway as a process: binds, loads, serves, drains on SIGTERM, exits 0.
+
+Owns the signals, because uvicorn alone would close its listeners before anyone was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from amdim_serving.app import create_app, package_version
+from amdim_serving.errors import StartError
+from amdim_serving.gateway import Gateway, build_gateway
+from amdim_serving.protocol import protocol_with
+from amdim_serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(settings: Settings, *, started: float | None = None) -> None:
+    """Serves until a signal comes; returns once every accepted request has its answer.
+
+    Args:
+        settings: Everything.
+        started: `time.monotonic()` of the command's start, for the line that says ready.
+
+    Raises:
+        StartError: The port or the model cannot be had; the text says why.
+    """
+    started = time.monotonic() if started is None else started
+    with _bound(settings.host, settings.port) as listener:
+        gateway = build_gateway(settings, version=package_version())
+        config = uvicorn.Config(
+            create_app(gateway),
+            http=protocol_with(settings.limits),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.drain_timeout) + 1,
+        )
+        server = _DrainingServer(config, gateway, started)
+        server.run(sockets=[listener])
+    _log.info("drained; bye")
+
+
+class _DrainingServer(uvicorn.Server):
+    """uvicorn's server with signals that drain first."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, started: float) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._began = started
+        self._drain_task: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts listening and says so, with what serves and how long it took."""
+        await super().startup(sockets)
+        spec, info = self._gateway.service.spec, self._gateway.service.engine.info
+        address = sockets[0].getsockname() if sockets else ("", 0)
+        _log.info(
+            "ready on http://%s:%d in %.2f s: %s version %s, %s %s on %s, %d threads",
+            address[0],
+            address[1],
+            time.monotonic() - self._began,
+            spec.name,
+            spec.version,
+            info.engine,
+            info.precision,
+            info.provider,
+            info.threads,
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Takes SIGTERM and SIGINT: the first drains, a second one while draining ends it."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._drain_task is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._drain_task = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        """Says that it is not ready, waits for that to be heard, then stops listening."""
+        self._gateway.draining = True
+        _log.info("draining")
+        await asyncio.sleep(self._gateway.settings.drain_delay)
+        self.should_exit = True
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Binds before anything is loaded, so that a taken port is told at once."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(2048)  # a second server on this port fails at once too
+        except OSError as error:
+            reason = "is in use" if error.errno == errno.EADDRINUSE else "cannot be bound"
+            raise StartError(f"port {port} on {host} {reason}") from error
+        listener.setblocking(False)
+        yield listener

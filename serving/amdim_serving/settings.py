@@ -1,0 +1,141 @@
+"""The server's settings: flags over `AMDIM_` environment variables over defaults.
+
+The only module that reads the environment; it knows nothing of what the settings do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from amdim_serving.errors import StartError
+from amdim_serving.limits import Limits
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+_DEFAULTS = Limits()
+
+
+class Settings(BaseSettings):
+    """Everything `amdim serve` can be told.
+
+    Raises:
+        pydantic.ValidationError: A value is out of range or of the wrong type.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="AMDIM_", extra="ignore", protected_namespaces=(), frozen=True
+    )
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    model_repository: Path | None = None
+    model: str = "amdim"
+    model_version: str | None = None
+    provider: str = "CPUExecutionProvider"
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of one engine call; 0: as many as cores."""
+    decode_threads: Annotated[int, Field(ge=0)] = 0
+    """Threads that decode pictures; 0: as many as cores."""
+    drain_delay: Annotated[float, Field(ge=0)] = 1.0
+    """Seconds between /readyz turning 503 and the listeners closing."""
+    drain_timeout: Seconds = 30.0
+    """Seconds that accepted work may take to finish while draining."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Comma-separated in the environment; none means that no key is asked for."""
+    api_keys_file: Path | None = None
+    """One key a line."""
+    public_metrics: bool = False
+    """Whether /metrics is answered without a key."""
+
+    max_body_bytes: Count = _DEFAULTS.max_body_bytes
+    max_images: Count = _DEFAULTS.max_images
+    max_pixels: Count = _DEFAULTS.max_pixels
+    min_side: Count = _DEFAULTS.min_side
+    decode_seconds: Seconds = _DEFAULTS.decode_seconds
+    queue_images: Count = _DEFAULTS.queue_images
+    deadline_seconds: Seconds = _DEFAULTS.deadline_seconds
+    body_seconds: Seconds = _DEFAULTS.body_seconds
+    header_seconds: Seconds = _DEFAULTS.header_seconds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_keys(cls, values: dict[str, object]) -> dict[str, object]:
+        keys = values.get("api_keys")
+        if isinstance(keys, str):
+            split = tuple(key.strip() for key in keys.split(",") if key.strip())
+            return {**values, "api_keys": split}
+        return values
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> Self:
+        if self.queue_images < self.max_images:
+            raise ValueError("queue_images must be at least max_images")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """The limits among the settings."""
+        names = [field.name for field in dataclasses.fields(Limits)]
+        return Limits(**{name: getattr(self, name) for name in names})
+
+    def repository(self) -> Path:
+        """Returns the model repository: the one named, else ./model_repository, else the shipped.
+
+        Raises:
+            StartError: None of them is a folder.
+        """
+        return find_repository(self.model_repository)
+
+    def keys(self) -> tuple[bytes, ...]:
+        """Returns the accepted API keys, from the settings and the file.
+
+        Raises:
+            StartError: The file cannot be read, or holds no key.
+        """
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            try:
+                lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise StartError("the API key file cannot be read") from error
+            keys += [line.strip() for line in lines if line.strip()]
+            if not keys:
+                raise StartError("the API key file holds no key")
+        return tuple(key.encode() for key in keys)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Returns the settings with `overrides` (flags; None means not given) over the environment.
+
+    Raises:
+        StartError: A value is out of range; the text names it.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise StartError(f"{where}: {first['msg']}") from error
+
+
+def find_repository(named: Path | None = None) -> Path:
+    """Returns the folder of models: the one named, else ./model_repository, else the shipped one.
+
+    Raises:
+        StartError: There is no such folder.
+    """
+    shipped = Path(__file__).resolve().parents[2] / "model_repository"
+    candidates = [named] if named is not None else [Path("model_repository"), shipped]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    where = candidates[0] if named is not None else "./model_repository"
+    raise StartError(f"no model repository at {where}; name one with --repository")

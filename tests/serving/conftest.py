@@ -1,0 +1,201 @@
+"""A tiny but real model repository: a random graph in the contract's shape, certified by itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from amdim_clients.images import Preprocess
+from amdim_serving.app import create_app
+from amdim_serving.gateway import Gateway, build_gateway
+from amdim_serving.opening import OpenModel, open_model
+from amdim_serving.settings import Settings
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+S, D, E = 32, 8, 12
+
+ClientFactory = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+def tiny_graph() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        values = rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    def channels_last(source: str, target: str) -> onnx.NodeProto:
+        return helper.make_node("Transpose", [source], [target], perm=[0, 2, 3, 1])
+
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "std"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["nchw"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Conv", ["pooled", "w7"], ["f7"]),
+        helper.make_node("Conv", ["pooled", "w5"], ["f5"]),
+        helper.make_node("Conv", ["pooled", "w1"], ["f1"]),
+        helper.make_node("Flatten", ["f1"], ["global"]),
+        helper.make_node("MatMul", ["global", "whiten"], ["embedding"]),
+        channels_last("f5", "local5"),
+        channels_last("f7", "local7"),
+    ]
+
+    def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", S, S, 3])],
+        [
+            value("embedding", E),
+            value("global", D),
+            value("local5", 5, 5, D),
+            value("local7", 7, 7, D),
+        ],
+        [
+            numpy_helper.from_array(np.array(127.5, np.float32), "mean"),
+            numpy_helper.from_array(np.array(64.0, np.float32), "std"),
+            weights("w7", D, 3, 2, 2),
+            weights("w5", D, 3, 4, 4),
+            weights("w1", D, 3, 8, 8),
+            weights("whiten", D, E),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def _config(digests: dict[str, str], max_batch_size: int, delay_us: int) -> str:
+    parameters = {
+        "format": "1",
+        "image_size": str(S),
+        "resize": str(Preprocess.for_image_size(S).resize),
+        "preprocess_version": "1",
+        "embed_dim": str(D),
+        "embedding_dim": str(E),
+        "default_output": "embedding",
+        "precision": "fp32",
+        **digests,
+    }
+    outputs = {"embedding": [E], "global": [D], "local5": [5, 5, D], "local7": [7, 7, D]}
+    lines = [
+        'name: "amdim"',
+        'backend: "onnxruntime"',
+        'default_model_filename: "model.onnx"',
+        f"max_batch_size: {max_batch_size}",
+        f'input [{{ name: "images" data_type: TYPE_UINT8 dims: [{S}, {S}, 3] }}]',
+        *(
+            f'output {{ name: "{name}" data_type: TYPE_FP32 dims: {dims} }}'
+            for name, dims in outputs.items()
+        ),
+        f"dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}",
+        "instance_group [{ count: 1 kind: KIND_CPU }]",
+        "version_policy { latest { num_versions: 1 } }",
+        *(
+            f'parameters {{ key: "amdim.{key}" value {{ string_value: "{text}" }} }}'
+            for key, text in parameters.items()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def write_repository(
+    root: Path, *, canary_shift: float = 0.0, max_batch_size: int = 4, delay_us: int = 0
+) -> Path:
+    """Writes model_repository/amdim/1; a `canary_shift` makes the certificate untrue."""
+    version = root / "amdim" / "1"
+    version.mkdir(parents=True)
+    data = tiny_graph().SerializeToString()
+    (version / "model.onnx").write_bytes(data)
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    pixels = np.random.default_rng(1).integers(0, 256, (16, S, S, 3), dtype=np.uint8)
+    names = ["embedding", "global", "local5", "local7"]
+    vectors = dict(zip(names, session.run(names, {"images": pixels}), strict=True))
+
+    def packed(array: np.ndarray) -> dict[str, object]:
+        data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+        return {"shape": list(array.shape), "dtype": array.dtype.name, "data": data}
+
+    digests = {
+        "encoder_digest": "sha256:" + "e" * 64,
+        "preprocess_digest": Preprocess.for_image_size(S).digest,
+        "artifact_digest": "sha256:" + hashlib.sha256(data).hexdigest(),
+    }
+    certificate = {
+        "format": 1,
+        **digests,
+        "precision": "fp32",
+        "tolerance": {"max_relative_error": 1e-3, "min_cosine": 0.9999},
+        "canaries": {
+            "pixels": packed(pixels),
+            "vectors": {name: packed(array + canary_shift) for name, array in vectors.items()},
+        },
+    }
+    (version / "certificate.json").write_text(json.dumps(certificate))
+    (root / "amdim" / "config.pbtxt").write_text(_config(digests, max_batch_size, delay_us))
+    return root
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture
+def lying_repository(tmp_path: Path) -> Path:
+    return write_repository(tmp_path / "lying", canary_shift=0.5)
+
+
+@pytest.fixture
+def opened(repository: Path) -> Iterator[OpenModel]:
+    model = open_model(repository, "amdim", threads=1)
+    yield model
+    model.engine.close()
+
+
+@pytest.fixture
+def client_for(repository: Path) -> ClientFactory:
+    """Opens an in-process client of a gateway on the tiny model; keywords are settings."""
+
+    @asynccontextmanager
+    async def connect(
+        *, prepare: Callable[[Gateway], None] | None = None, **settings: object
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        values = {"model_repository": repository, "threads": 1, **settings}
+        gateway = build_gateway(Settings(**values))  # type: ignore[arg-type]
+        if prepare is not None:
+            prepare(gateway)
+        app = create_app(gateway)
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                yield client
+
+    return connect
+
+
+def encode_picture(size: tuple[int, int] = (120, 90), kind: str = "JPEG", seed: int = 0) -> bytes:
+    """A picture with structure at every scale."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def make_picture() -> Callable[..., bytes]:
+    return encode_picture
