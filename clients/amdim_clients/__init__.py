@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amdim_clients.contract import ModelSpec, read_model_spec
     from amdim_clients.errors import ClientError, ImageError
+    from amdim_clients.gateway import AsyncEmbedClient, EmbedClient
     from amdim_clients.images import DecodedImage, ImageLimits, Preprocess, decode_image
 
 _HOMES = {
+    "AsyncEmbedClient": "gateway",
+    "EmbedClient": "gateway",
+    "EmbedResult": "results",
     "ClientError": "errors",
     "DecodedImage": "images",
     "ImageError": "errors",
@@ -26,8 +30,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncEmbedClient",
     "ClientError",
     "DecodedImage",
+    "EmbedClient",
+    "EmbedResult",
     "ImageError",
     "ImageLimits",
     "ModelSpec",

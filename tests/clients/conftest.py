@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from amdim_clients.images import Preprocess
+from amdim_clients.errors import ImageError
+from amdim_clients.images import Preprocess, decode_image
 
 SIDE, D, E = 64, 8, 6
 
@@ -127,3 +131,102 @@ def photo_bytes():
         return buffer.getvalue()
 
     return make
+
+
+class FakeGateway:
+    """`POST /embed` as the wire contract says it, with a toy encoder behind real decoding.
+
+    `answers` holds canned httpx responses that are given first.
+    """
+
+    def __init__(self):
+        self.answers: list[httpx.Response | Exception] = []
+        self.requests: list[dict[str, Any]] = []
+        self.max_images = 1000
+        self.encoder_digest = digest("a")
+        self.running = self.most_running = 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/model":
+            return httpx.Response(200, json={"limits": {"max_images": self.max_images}})
+        body = json.loads(request.content)
+        self.requests.append(body)
+        if self.answers:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        if len(body["images"]) > self.max_images:
+            return wire_error(413, "too_many_images")
+        return httpx.Response(200, json=self.answer(body))
+
+    async def asynchronous(self, request: httpx.Request) -> httpx.Response:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        await asyncio.sleep(0.01)
+        self.running -= 1
+        return self(request)
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        data: list[dict[str, object]] = []
+        for index, image in enumerate(body["images"]):
+            try:
+                decoded = decode_image(
+                    base64.b64decode(image["data"]), Preprocess.for_image_size(64)
+                )
+            except ImageError as error:
+                failure = {"code": error.code, "message": error.message}
+                data.append({"index": index, "error": failure})
+                continue
+            vectors = toy_encode(decoded.pixels[None], body.get("outputs", ["embedding"]))
+            if body["normalize"]:
+                vectors = {
+                    name: v / np.linalg.norm(v, axis=-1, keepdims=True)
+                    for name, v in vectors.items()
+                }
+            data.append({"index": index, **{name: encoded(v[0]) for name, v in vectors.items()}})
+        return {
+            "model": "amdim",
+            "version": "1",
+            "encoder_digest": self.encoder_digest,
+            "preprocess_digest": Preprocess.for_image_size(64).digest,
+            "artifact_digest": digest("c"),
+            "normalized": body["normalize"],
+            "data": data,
+            "usage": {"images": len(data), "pixels": 0},
+        }
+
+
+def wire_error(status: int, code: str, **headers: str) -> httpx.Response:
+    document = {"error": {"code": code, "message": "A sentence.", "request_id": "r-1"}}
+    return httpx.Response(
+        status, json=document, headers={k.replace("_", "-"): v for k, v in headers.items()}
+    )
+
+
+def toy_encode(pixels, outputs):
+    """Averages of pixel blocks, so that alike pictures get alike vectors."""
+    shapes = {"embedding": (E,), "global": (D,), "local5": (5, 5, D), "local7": (7, 7, D)}
+    grid = pixels.reshape(len(pixels), 8, 8, 8, 8, 3).mean((2, 4)).reshape(len(pixels), -1)
+    vectors = {}
+    for name in outputs:
+        size = int(np.prod(shapes[name]))
+        projection = np.random.default_rng(size).standard_normal((grid.shape[1], size))
+        vector = (grid / 255 - 0.5) @ projection
+        vectors[name] = vector.reshape(-1, *shapes[name]).astype(np.float32)
+    return vectors
+
+
+@pytest.fixture
+def gateway():
+    return FakeGateway()
+
+
+@pytest.fixture
+def make_wire_error():
+    return wire_error
+
+
+@pytest.fixture
+def encode_toy():
+    return toy_encode
