@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from amdim_clients.errors import ClientError, ImageError
     from amdim_clients.gateway import AsyncEmbedClient, EmbedClient
     from amdim_clients.images import DecodedImage, ImageLimits, Preprocess, decode_image
+    from amdim_clients.results import EmbedResult
 
 _HOMES = {
     "AsyncEmbedClient": "gateway",
-    "EmbedClient": "gateway",
-    "EmbedResult": "results",
     "ClientError": "errors",
     "DecodedImage": "images",
+    "EmbedClient": "gateway",
+    "EmbedResult": "results",
     "ImageError": "errors",
     "ImageLimits": "images",
     "ModelSpec": "contract",
@@ -34,6 +35,7 @@ __all__ = [
     "ClientError",
     "DecodedImage",
     "EmbedClient",
+    "EmbedResult",
     "EmbedResult",
     "ImageError",
     "ImageLimits",
