@@ -44,6 +44,7 @@ def serve(
     """Serve an encoder over HTTP. Every option is also an AMDIM_ environment variable."""
     started = time.monotonic()
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start lines say less than ours
     # Heavy imports: only the command that serves pays for them.
     from amdim_serving.server import serve as run
     from amdim_serving.settings import load_settings

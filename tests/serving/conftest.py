@@ -15,13 +15,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
 from amdim_clients.images import Preprocess
 from amdim_serving.app import create_app
 from amdim_serving.gateway import Gateway, build_gateway
 from amdim_serving.opening import OpenModel, open_model
 from amdim_serving.settings import Settings
-from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 
 S, D, E = 32, 8, 12
 

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amdim_serving.engines.onnxruntime import OnnxRuntimeEngine
+from amdim_serving.errors import CanaryError, EngineError, ProviderError, StartError
+from amdim_serving.local import open_local_encoder
+from amdim_serving.opening import OpenModel, open_model
+from amdim_serving.settings import find_repository, load_settings
+
+
+def test_the_canaries_reproduce(opened: OpenModel) -> None:
+    assert opened.canary_cosine > 0.999999
+    assert opened.engine.info.engine == "onnxruntime"
+    assert opened.engine.info.provider == "CPUExecutionProvider"
+
+
+def test_a_certificate_that_is_not_reproduced_is_refused(lying_repository: Path) -> None:
+    with pytest.raises(CanaryError):
+        open_model(lying_repository, "amdim")
+
+
+def test_an_artifact_that_is_not_the_certified_one_is_refused(lying_repository: Path) -> None:
+    model = lying_repository / "amdim" / "1" / "model.onnx"
+    model.write_bytes(model.read_bytes() + b"\0")
+    with pytest.raises(StartError, match="vouches"):
+        open_model(lying_repository, "amdim")
+
+
+def test_a_provider_is_never_replaced(repository: Path, opened: OpenModel) -> None:
+    path = repository / "amdim" / "1" / "model.onnx"
+    with pytest.raises(ProviderError):
+        OnnxRuntimeEngine(path, opened.engine.spec, provider="CUDAExecutionProvider")
+
+
+def test_a_missing_model_is_one_sentence(repository: Path) -> None:
+    with pytest.raises(StartError):
+        open_model(repository, "resnet")
+    with pytest.raises(StartError, match="--repository"):
+        find_repository(repository / "nowhere")
+
+
+def test_only_the_outputs_asked_for_leave_the_engine(opened: OpenModel) -> None:
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    got = opened.engine.encode(images, ["local5"])
+    assert {name: array.shape for name, array in got.items()} == {"local5": (2, 5, 5, 8)}
+
+
+def test_a_closed_engine_says_so(repository: Path) -> None:
+    engine = open_model(repository, "amdim").engine
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError):
+        engine.encode(np.zeros((1, 32, 32, 3), np.uint8), ["global"])
+
+
+def test_the_local_encoder_takes_any_number_of_images(repository: Path, opened: OpenModel) -> None:
+    encoder = open_local_encoder(repository, "amdim")
+    pixels = opened.certificate.pixels[:11]
+    got = encoder.encode(pixels, ["embedding"])["embedding"]
+    np.testing.assert_allclose(got, opened.certificate.expected["embedding"][:11], rtol=1e-4)
+    assert encoder.encode(pixels[:0], ["global"])["global"].shape == (0, 8)
+    encoder.close()
+
+
+def test_settings_come_from_flags_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMDIM_PORT", "9000")
+    monkeypatch.setenv("AMDIM_MAX_IMAGES", "7")
+    monkeypatch.setenv("AMDIM_API_KEYS", "a, b")
+    settings = load_settings(port=9001, host=None)
+    assert (settings.port, settings.host, settings.limits.max_images) == (9001, "127.0.0.1", 7)
+    assert settings.keys() == (b"a", b"b")
+    with pytest.raises(StartError, match="port"):
+        load_settings(port=70000)
+
+
+def test_serving_imports_no_torch() -> None:
+    code = (
+        "import sys, amdim_serving.app, amdim_serving.server;"
+        "print(*{'torch', 'onnx', 'amdim_training', 'amdim_export'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ""
