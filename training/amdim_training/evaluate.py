@@ -1,0 +1,274 @@
+"""Scores of a frozen encoder: kNN, retrieval, linear and MLP, each on vectors encoded once.
+
+No test image decides anything: classifiers, standardisation and whitening are fitted on training
+images only. Knows no command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amdim_clients.images import Preprocess
+from amdim_training.data import load_images
+from amdim_training.errors import ConfigError
+from amdim_training.evaluation_data import Dataset, Task
+from amdim_training.features import FEATURES, FrozenEncoder, Vectors
+from amdim_training.knn import knn_predict, nearest_neighbors
+from amdim_training.probes import fit_linear, fit_mlp, probe_accuracy
+from amdim_training.retrieval import retrieval_scores
+from amdim_training.whitening import Whitening, fit_whitening
+
+PROTOCOLS = ("knn", "retrieval", "linear", "mlp")
+KNN_KS = (20, 5)
+TEMPERATURE = 0.07
+RECALL_KS = (1, 5)
+AVERAGE_PRECISION_GALLERY = 20_000
+"""Larger galleries get no mAP: it sorts the whole gallery for every query."""
+EMBEDDING_COMPONENTS = 256
+FIT_LIMIT = 20_000
+"""Images a missing `embedding` is fitted on at most, as `amdim export` does."""
+
+Report = Callable[[str], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Score:
+    """One protocol's numbers for one kind of vector on one task.
+
+    Attributes:
+        data: The data set.
+        task: `queries->gallery`.
+        features: Which vectors, of `FEATURES`.
+        protocol: Of `PROTOCOLS`.
+        metrics: Name to value; shares are 0..1.
+        gallery: Images searched or trained on.
+        queries: Images that counted.
+        seconds: Wall time of scoring, encoding aside.
+    """
+
+    data: str
+    task: str
+    features: str
+    protocol: str
+    metrics: Mapping[str, float]
+    gallery: int
+    queries: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LabelledVectors:
+    """One split, encoded: kinds of vectors by name, each (N, F) float32, and (N,) labels."""
+
+    vectors: Mapping[str, Tensor]
+    labels: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All scores of one encoder.
+
+    Attributes:
+        encoder: What was scored.
+        embedding: Where the search vector's whitening came from.
+        scores: In the order they were made.
+        images_per_s: Of encoding, by split.
+    """
+
+    encoder: Mapping[str, Any]
+    embedding: str
+    scores: tuple[Score, ...]
+    images_per_s: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    encoder: FrozenEncoder,
+    datasets: Sequence[Dataset],
+    *,
+    protocols: Sequence[str] = ("knn", "retrieval"),
+    features: Sequence[str] = FEATURES,
+    fit_on: Sequence[Path] = (),
+    gallery_limit: int | None = None,
+    query_limit: int | None = None,
+    report: Report | None = None,
+) -> Evaluation:
+    """Encodes every data set once and scores the vectors.
+
+    An encoder without a search vector gets one fitted here: on `fit_on`, else on the training
+    images of the first data set that has some.
+
+    Args:
+        encoder: What is scored.
+        datasets: What it is scored on, in this order.
+        protocols: Of `PROTOCOLS`; linear and mlp need classification data and pass over others.
+        features: Of `FEATURES`.
+        fit_on: Unlabelled training images for a missing search vector.
+        gallery_limit: At most so many gallery images, the first of a fixed shuffle.
+        query_limit: At most so many queries, likewise.
+        report: Called with a line on each thing done.
+
+    Raises:
+        ConfigError: An unknown protocol or kind of features.
+        DataError: A data set cannot be read.
+    """
+    _check_names("protocol", protocols, PROTOCOLS)
+    _check_names("features", features, FEATURES)
+    report = report or _log.info
+    embedder = _Embedder(encoder, fit_on, needed="embedding" in features)
+    scores: list[Score] = []
+    rates: dict[str, float] = {}
+    for dataset in datasets:
+        splits: dict[str, LabelledVectors] = {}
+        for split in dataset.splits:
+            is_query = all(split != task.gallery for task in dataset.tasks)
+            images = dataset.load(split, embedder.preprocess)
+            images = images.subset((query_limit if is_query else gallery_limit) or len(images))
+            started = time.perf_counter()
+            vectors = encoder.encode(images.pixels)
+            rate = len(images) / (time.perf_counter() - started)
+            rates[f"{dataset.name} {split}"] = round(rate, 1)
+            report(f"{dataset.name} {split}: {len(images)} images encoded, {rate:.0f} a second")
+            if split == "train":
+                embedder.fit(vectors, dataset.name)
+            kinds = embedder.kinds(vectors, features)
+            splits[split] = LabelledVectors(kinds, torch.from_numpy(images.labels))
+        for task in dataset.tasks:
+            gallery, queries = splits[task.gallery], splits[task.queries]
+            for score in score_task(dataset.name, task, gallery, queries, protocols=protocols):
+                scores.append(score)
+                report(describe(score))
+    return Evaluation(encoder.facts, embedder.origin, tuple(scores), rates)
+
+
+def score_task(
+    data: str,
+    task: Task,
+    gallery: LabelledVectors,
+    queries: LabelledVectors,
+    *,
+    protocols: Sequence[str],
+) -> list[Score]:
+    """Returns every protocol's scores of every kind of vector that both splits have."""
+    scores = []
+    for kind in gallery.vectors:
+        for protocol in protocols:
+            if not task.is_classification and protocol != "retrieval":
+                continue
+            started = time.perf_counter()
+            metrics, counted = _SCORERS[protocol](
+                task, gallery.vectors[kind], gallery.labels, queries.vectors[kind], queries.labels
+            )
+            seconds = round(time.perf_counter() - started, 2)
+            size = len(gallery.labels)
+            scores.append(Score(data, task.name, kind, protocol, metrics, size, counted, seconds))
+    return scores
+
+
+def describe(score: Score) -> str:
+    """Returns a score as one line."""
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in score.metrics.items())
+    return f"{score.data} {score.task} {score.features} {score.protocol}: {numbers}"
+
+
+_Scored = tuple[dict[str, float], int]
+
+
+def _knn(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Tensor) -> _Scored:
+    neighbors = nearest_neighbors(g, q, k=max(KNN_KS))
+    metrics = {}
+    for k in KNN_KS:
+        predicted = knn_predict(neighbors, g_labels, k=k, temperature=TEMPERATURE)
+        metrics[f"knn{k}"] = float((predicted == q_labels).float().mean())
+    return metrics, len(q)
+
+
+def _retrieval(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Tensor) -> _Scored:
+    found = retrieval_scores(
+        g,
+        g_labels,
+        q,
+        q_labels,
+        ks=RECALL_KS,
+        leave_self_out=task.leaves_self_out,
+        average_precision=len(g) <= AVERAGE_PRECISION_GALLERY,
+    )
+    metrics = {f"recall@{k}": value for k, value in found.recall_at.items()}
+    if found.mean_average_precision is not None:
+        metrics["mAP"] = found.mean_average_precision
+    return metrics, found.queries
+
+
+def _linear(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Tensor) -> _Scored:
+    return {"linear": probe_accuracy(fit_linear(g, g_labels), q, q_labels)}, len(q)
+
+
+def _mlp(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Tensor) -> _Scored:
+    return {"mlp": probe_accuracy(fit_mlp(g, g_labels), q, q_labels)}, len(q)
+
+
+_SCORERS: dict[str, Callable[[Task, Tensor, Tensor, Tensor, Tensor], _Scored]] = {
+    "knn": _knn,
+    "retrieval": _retrieval,
+    "linear": _linear,
+    "mlp": _mlp,
+}
+
+
+class _Embedder:
+    """Gives every split the vectors that are asked for, whitening what has no search vector."""
+
+    def __init__(self, encoder: FrozenEncoder, fit_on: Sequence[Path], *, needed: bool) -> None:
+        self._encoder = encoder
+        self._whitening: Whitening | None = None
+        self._needed = needed
+        self.preprocess = Preprocess.for_image_size(encoder.image_size)
+        self.origin = "the model's own"
+        if fit_on and needed:
+            pixels = load_images(fit_on, self.preprocess).subset(FIT_LIMIT).pixels
+            self._fit(encoder.encode(pixels).pooled, ", ".join(path.name for path in fit_on))
+
+    def fit(self, vectors: Vectors, name: str) -> None:
+        """Fits a search vector on training images, unless there is one."""
+        if self._needed and vectors.embedding is None and self._whitening is None:
+            count = len(vectors.pooled)
+            order = np.random.default_rng(0).permutation(count)[:FIT_LIMIT]
+            self._fit(vectors.pooled[torch.from_numpy(order)], name)
+
+    def kinds(self, vectors: Vectors, features: Sequence[str]) -> dict[str, Tensor]:
+        """Returns the vectors of each kind, without `embedding` where none could be fitted."""
+        f1, mean5, mean7 = vectors.pooled.chunk(3, dim=1)
+        named = {"global": f1, "mean5": mean5, "mean7": mean7}
+        if self._whitening is not None:
+            named["embedding"] = self._whitening.apply(vectors.pooled)
+        elif vectors.embedding is not None:
+            named["embedding"] = vectors.embedding
+        elif self._needed:
+            _log.warning("no embedding is scored: the model has none, and nothing to fit it on")
+            self.origin = "none"
+        return {kind: named[kind].contiguous() for kind in features if kind in named}
+
+    def _fit(self, pooled: Tensor, name: str) -> None:
+        components = min(EMBEDDING_COMPONENTS, len(pooled) - 1)
+        self._whitening = fit_whitening(pooled, components)
+        self.origin = f"fitted on {len(pooled)} training images of {name}"
+
+
+def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown {what} {name!r}; known: {', '.join(known)}")

@@ -1,0 +1,97 @@
+"""The command that scores an encoder: `amdim evaluate`. Imports torch only once it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from amdim_training.evaluate import Evaluation
+
+
+def evaluate(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A checkpoint or run folder, an exported model (repository, model folder, version "
+            "or .onnx file), or a .pth/.ckpt file of the original program or its port.",
+        ),
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Parquet packs joined by commas, or a folder with a folder for each split; "
+            "repeat for more data sets.",
+        ),
+    ],
+    protocol: Annotated[
+        str, typer.Option(help="Of knn, retrieval, linear, mlp; joined by commas.")
+    ] = "knn,retrieval",
+    features: Annotated[
+        str, typer.Option(help="Of embedding, global, mean5, mean7; joined by commas.")
+    ] = "embedding,global,mean5,mean7",
+    fit_on: Annotated[
+        list[Path] | None,
+        typer.Option(help="Training images that a missing search vector is fitted on."),
+    ] = None,
+    gallery_limit: Annotated[int, typer.Option(min=0, help="Gallery images; 0: all.")] = 0,
+    query_limit: Annotated[int, typer.Option(min=0, help="Query images; 0: all.")] = 0,
+    device: Annotated[str, typer.Option(help="Where a checkpoint's encoder runs.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's choice.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score an encoder on labelled images: kNN, retrieval, linear and MLP classifiers."""
+    import json
+
+    import torch
+    from rich.console import Console
+
+    from amdim_training.evaluate import evaluate as run
+    from amdim_training.evaluation_data import open_dataset
+    from amdim_training.features import open_encoder
+
+    if threads:
+        torch.set_num_threads(threads)
+    progress = Console(stderr=True, highlight=False)
+    evaluation = run(
+        open_encoder(model, device=device),
+        [open_dataset(value) for value in data],
+        protocols=_names(protocol),
+        features=_names(features),
+        fit_on=fit_on or (),
+        gallery_limit=gallery_limit or None,
+        query_limit=query_limit or None,
+        report=progress.print,
+    )
+    if as_json:
+        print(json.dumps(evaluation.to_dict(), indent=2))
+    else:
+        _print_table(evaluation)
+
+
+def _names(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _print_table(evaluation: Evaluation) -> None:
+    """Prints a row for each data set, task and kind of vector, a column for each number."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for score in evaluation.scores:
+        row = rows.setdefault((score.data, score.task, score.features), {})
+        row["gallery"], row["queries"] = str(score.gallery), str(score.queries)
+        row |= {name: f"{100 * value:.2f}" for name, value in score.metrics.items()}
+    columns = dict.fromkeys(name for row in rows.values() for name in row)
+    table = Table(title=", ".join(f"{key} {value}" for key, value in evaluation.encoder.items()))
+    for heading in ("data", "task", "features", *columns):
+        table.add_column(heading)
+    for key, row in rows.items():
+        table.add_row(*key, *(row.get(name, "") for name in columns))
+    console = Console()
+    console.print(table)
+    console.print(f"Shares in percent; embedding: {evaluation.embedding}", highlight=False)
