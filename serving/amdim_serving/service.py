@@ -32,6 +32,7 @@ from amdim_serving.vectors import VectorBatch, encode_batch
 Pixels = NDArray[np.uint8]
 Row = BatchRow[VectorBatch]
 ResultT = TypeVar("ResultT")
+Decode = Callable[[bytes | memoryview, Preprocess, ImageLimits], DecodedImage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class EmbedService:
         limits: Enforced here: images, pixels, sides, decode seconds, queue, deadline.
         decode_threads: 0: as many as cores.
         metrics: Told what happens.
+        decode: A picture's bytes to pixels, on a thread.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class EmbedService:
         limits: Limits | None = None,
         decode_threads: int = 0,
         metrics: Metrics | None = None,
+        decode: Decode = decode_image,
     ) -> None:
         self.engine = engine
         self.spec = engine.spec
@@ -108,6 +111,7 @@ class EmbedService:
         self._image_limits = ImageLimits(
             max_pixels=self.limits.max_pixels, min_side=self.limits.min_side
         )
+        self._decode_image = decode
         self._decoders = ThreadPool(threads=decode_threads, limit_s=self.limits.decode_seconds)
         self._engines = ThreadPool(threads=self.spec.instance_count, name="engine")
         self.batcher: Batcher[VectorBatch] = Batcher(
@@ -267,7 +271,13 @@ class EmbedService:
     ) -> _Queued | ItemError:
         started = time.monotonic()
         task = self._decoders.submit(
-            partial(_decode_picture, picture, self.spec.preprocess, self._image_limits)
+            partial(
+                _decode_picture,
+                self._decode_image,
+                picture,
+                self.spec.preprocess,
+                self._image_limits,
+            )
         )
         try:
             decoded = await task.future
@@ -312,11 +322,13 @@ class EmbedService:
         return RequestError(code)
 
 
-def _decode_picture(picture: Picture, preprocess: Preprocess, limits: ImageLimits) -> DecodedImage:
+def _decode_picture(
+    decode: Decode, picture: Picture, preprocess: Preprocess, limits: ImageLimits
+) -> DecodedImage:
     data = picture.data
     if isinstance(data, str):
         data = _from_base64(data)
-    return decode_image(data, preprocess, limits)
+    return decode(data, preprocess, limits)
 
 
 def _from_base64(text: str) -> bytes:

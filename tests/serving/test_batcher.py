@@ -71,7 +71,9 @@ def run_with(
     asyncio.run(asyncio.wait_for(main(), 10))
 
 
-async def embed(batcher: Batcher[list[int]], *values: int, outputs: Sequence[str] = ("a",)) -> list:
+async def embed(
+    batcher: Batcher[list[int]], *values: int, outputs: Sequence[str] = ("a",)
+) -> list[int]:
     with batcher.admit(len(values), outputs) as job:
         futures = [job.submit(image(number)) for number in values]
         return [value(await future) for future in futures]

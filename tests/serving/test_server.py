@@ -87,7 +87,7 @@ def test_the_road_of_a_photo_and_of_what_is_none(repository: Path, make_picture:
 
 
 def test_a_drain_answers_what_was_accepted(repository: Path, make_picture: Picture) -> None:
-    files = [("images", make_picture((1500, 1500), "PNG"))] * 30
+    files = [("images", make_picture((900, 900), "PNG"))] * 20
     with running(repository, "--drain-delay", "0", "--decode-threads", "1") as server:
         body = httpx.Request("POST", server.url + "/embed", files=files)
         body.read()
@@ -102,7 +102,7 @@ def test_a_drain_answers_what_was_accepted(repository: Path, make_picture: Pictu
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 200")
         data = json.loads(answer.split(b"\r\n\r\n", 1)[1])["data"]
-        assert ["embedding" in item for item in data] == [True] * 30
+        assert ["embedding" in item for item in data] == [True] * 20
         assert server.process.wait(20) == 0
 
 
@@ -144,7 +144,7 @@ def test_slow_connections_are_closed(repository: Path, monkeypatch: pytest.Monke
 
 
 def test_a_client_that_leaves_has_its_work_dropped(repository: Path, make_picture: Picture) -> None:
-    files = [("images", make_picture((1200, 1200), "PNG"))] * 60
+    files = [("images", make_picture((900, 900), "PNG"))] * 60
     with running(repository, "--decode-threads", "1") as server, httpx.Client() as client:
         with pytest.raises(httpx.ReadTimeout):
             client.post(server.url + "/embed", files=files, timeout=0.3)
