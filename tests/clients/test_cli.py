@@ -191,7 +191,7 @@ def test_missing_module_of_an_extra_prints_the_install_command(part: Path) -> No
         (["serve"], ["fastapi", "onnxruntime"], "serve,cpu"),
         (["search", "--db", "no-such-index", "query.png"], ["lancedb", "pyarrow"], "search"),
         (["train", "no-such.toml"], ["torch"], "train"),
-        (["evaluate", "no-such-checkpoint"], ["torch"], "train"),
+        (["evaluate", "no-such-checkpoint", "--data", "nowhere"], ["torch"], "train"),
         (["export", "no-such-checkpoint", "--to", "nowhere"], ["torch"], "export"),
     ],
 )

@@ -5,12 +5,21 @@ from importlib import metadata
 
 import pytest
 
-COMMANDS = ("serve", "embed", "index", "search", "train", "evaluate", "export")
+PROMISED = {"serve", "embed", "index", "search", "train", "evaluate", "export"}
+COMMANDS = sorted(
+    found.name
+    for found in metadata.distribution("amdim-embed").entry_points
+    if found.group == "amdim.commands"
+)
 
 
 def entry(group: str, name: str) -> metadata.EntryPoint:
     (found,) = metadata.entry_points(group=group, name=name)
     return found
+
+
+def test_every_promised_command_is_contributed() -> None:
+    assert set(COMMANDS) >= PROMISED
 
 
 @pytest.mark.parametrize("name", COMMANDS)
