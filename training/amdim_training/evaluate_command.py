@@ -55,7 +55,7 @@ def evaluate(
 
     if threads:
         torch.set_num_threads(threads)
-    progress = Console(stderr=True, highlight=False)
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
     evaluation = run(
         open_encoder(model, device=device),
         [open_dataset(value) for value in data],
@@ -88,10 +88,14 @@ def _print_table(evaluation: Evaluation) -> None:
         row |= {name: f"{100 * value:.2f}" for name, value in score.metrics.items()}
     columns = dict.fromkeys(name for row in rows.values() for name in row)
     table = Table(title=", ".join(f"{key} {value}" for key, value in evaluation.encoder.items()))
-    for heading in ("data", "task", "features", *columns):
-        table.add_column(heading)
+    for heading in ("data", "task", "features"):
+        table.add_column(heading, no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
     for key, row in rows.items():
         table.add_row(*key, *(row.get(name, "") for name in columns))
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no width to keep to
     console.print(table)
     console.print(f"Shares in percent; embedding: {evaluation.embedding}", highlight=False)
