@@ -13,29 +13,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Generic, Self, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Generic
 
 from amdim_serving.errors import EngineError, OverloadedError, RequestError
+from amdim_serving.jobs import BatchRow, BatchT, Job, Pixels, Waiting
 
-Pixels = NDArray[np.uint8]
-BatchT = TypeVar("BatchT")
 Run = Callable[[Sequence[Pixels], Sequence[str]], Awaitable[BatchT]]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRow(Generic[BatchT]):
-    """One image's share of a batch that ran."""
-
-    batch: BatchT
-    row: int
-    queue_s: float
-    infer_s: float
 
 
 @dataclass(slots=True)
@@ -49,68 +34,6 @@ class BatcherStats:
     last_good: float = field(default_factory=time.monotonic)
     """Monotonic time of the last batch that ran to its end."""
     last_failed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting(Generic[BatchT]):
-    pixels: Pixels
-    future: asyncio.Future[BatchRow[BatchT]]
-    since: float
-
-
-class Job(Generic[BatchT]):
-    """One request's images: a number of permits, used up by `submit`.
-
-    A context manager; leaving it drops what still waits and gives unused permits back.
-    """
-
-    def __init__(
-        self, batcher: Batcher[BatchT], images: int, outputs: Sequence[str], deadline: float
-    ) -> None:
-        self._batcher = batcher
-        self._unused = images
-        self.outputs = tuple(outputs)
-        self.deadline = deadline
-        self.waiting: deque[_Waiting[BatchT]] = deque()
-
-    def submit(self, pixels: Pixels) -> asyncio.Future[BatchRow[BatchT]]:
-        """Queues one image and returns the future of its row.
-
-        Args:
-            pixels: (S, S, 3) uint8.
-
-        The future fails with `EngineError` when its batch does, and with `RequestError`
-        (deadline_exceeded, draining) when it is dropped unrun.
-        """
-        if self._unused < 1:
-            raise ValueError("every permit of this job is used")
-        self._unused -= 1
-        return self._batcher.enqueue(self, pixels)
-
-    def detach(self) -> Callable[[], None]:
-        """Takes one unused permit out of the job and returns the call that gives it back.
-
-        For work that outlives its request, such as a decode that runs too long.
-        """
-        self._unused -= 1
-        return self._batcher.release
-
-    def close(self) -> None:
-        """Drops what waits and gives every unused permit back."""
-        unused, self._unused = self._unused, 0
-        self._batcher.drop(self)
-        self._batcher.release(unused)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Batcher(Generic[BatchT]):
@@ -208,7 +131,7 @@ class Batcher(Generic[BatchT]):
             return future
         if not job.waiting:
             self._ring.append(job)
-        job.waiting.append(_Waiting(pixels, future, time.monotonic()))
+        job.waiting.append(Waiting(pixels, future))
         self._waiting += 1
         self._changed.set()
         return future
@@ -222,7 +145,7 @@ class Batcher(Generic[BatchT]):
         job.waiting.clear()
         self._waiting -= len(dropped)
         for item in dropped:
-            _settle(item.future, error)
+            item.settle(error)
         self.release(len(dropped))
 
     def release(self, images: int = 1) -> None:
@@ -257,7 +180,7 @@ class Batcher(Generic[BatchT]):
                 _log.exception("a batch of %d images failed", len(items))
                 self._account(len(items), started, failed=True)
                 for item in items:
-                    _settle(item.future, EngineError("the batch failed"))
+                    item.settle(EngineError("the batch failed"))
             else:
                 infer_s = self._account(len(items), started, failed=False)
                 for row, item in enumerate(items):
@@ -266,7 +189,7 @@ class Batcher(Generic[BatchT]):
                         item.future.set_result(BatchRow(result, row, queue_s, infer_s))
             self.release(len(items))
 
-    async def _next_batch(self) -> tuple[set[Job[BatchT]], list[_Waiting[BatchT]]] | None:
+    async def _next_batch(self) -> tuple[set[Job[BatchT]], list[Waiting[BatchT]]] | None:
         """Waits for work and takes it; None when stopped."""
         while True:
             while not self._waiting:
@@ -289,10 +212,10 @@ class Batcher(Generic[BatchT]):
                     self._changed.clear()
                     await self._changed.wait()
 
-    def _take(self) -> tuple[set[Job[BatchT]], list[_Waiting[BatchT]]]:
+    def _take(self) -> tuple[set[Job[BatchT]], list[Waiting[BatchT]]]:
         """Takes up to a batch of live images, one of each job in turn."""
         jobs: set[Job[BatchT]] = set()
-        items: list[_Waiting[BatchT]] = []
+        items: list[Waiting[BatchT]] = []
         now = time.monotonic()
         while self._ring and len(items) < self._max_batch_size:
             job = self._ring[0]
@@ -331,13 +254,3 @@ class Batcher(Generic[BatchT]):
             return 1
         pace = self.stats.images / self.stats.busy_s * self._instances
         return int(min(30, max(1, self._admitted / pace)))
-
-
-def _settle(future: asyncio.Future[BatchRow[BatchT]], error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.cancel()
-    else:
-        future.set_exception(error)
-        future.exception()  # marks it as seen: its caller may have left

@@ -19,8 +19,9 @@ from amdim_serving.encodings import (
     to_safetensors,
 )
 from amdim_serving.errors import ItemError, RequestError
+from amdim_serving.pictures import Picture
 from amdim_serving.schemas import EmbedOptions
-from amdim_serving.service import Embedded, EmbedResult, Picture, Timings
+from amdim_serving.service import Embedded, EmbedResult, Timings
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from amdim_serving.bodies import split_multipart
 from amdim_serving.errors import RequestError
+from amdim_serving.pictures import Picture
 from amdim_serving.schemas import EmbedOptions, EmbedRequest
-from amdim_serving.service import Picture
 
 _IMAGE_FIELDS = ("images", "image", "file")
 

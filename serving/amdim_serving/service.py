@@ -6,8 +6,6 @@ Every protocol calls `EmbedService`; it knows none of them.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,33 +17,21 @@ from numpy.typing import NDArray
 
 from amdim_clients.contract import Certificate
 from amdim_clients.errors import ImageError
-from amdim_clients.images import DecodedImage, ImageLimits, Preprocess, decode_image
-from amdim_serving.batcher import Batcher, BatchRow, Job
+from amdim_clients.images import ImageLimits, decode_image
+from amdim_serving.batcher import Batcher
 from amdim_serving.canaries import compare_canaries
 from amdim_serving.engines import Engine
 from amdim_serving.errors import EngineError, ItemError, RequestError
+from amdim_serving.jobs import BatchRow, Job
 from amdim_serving.limits import Limits
 from amdim_serving.metrics import Metrics
+from amdim_serving.pictures import Decode, Picture, decode_picture
 from amdim_serving.threads import ThreadPool
 from amdim_serving.vectors import VectorBatch, encode_batch
 
 Pixels = NDArray[np.uint8]
 Row = BatchRow[VectorBatch]
 ResultT = TypeVar("ResultT")
-Decode = Callable[[bytes | memoryview, Preprocess, ImageLimits], DecodedImage]
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An encoded picture of a request.
-
-    Attributes:
-        data: The file's bytes, or as text its base64 or data URI.
-        id: The caller's name for it, returned with its answer.
-    """
-
-    data: bytes | memoryview | str
-    id: str | None = None
 
 
 @dataclass(slots=True)
@@ -272,7 +258,7 @@ class EmbedService:
         started = time.monotonic()
         task = self._decoders.submit(
             partial(
-                _decode_picture,
+                decode_picture,
                 self._decode_image,
                 picture,
                 self.spec.preprocess,
@@ -320,28 +306,3 @@ class EmbedService:
     def _failed(self, code: str, images: int) -> RequestError:
         self.metrics.image(code, images)
         return RequestError(code)
-
-
-def _decode_picture(
-    decode: Decode, picture: Picture, preprocess: Preprocess, limits: ImageLimits
-) -> DecodedImage:
-    data = picture.data
-    if isinstance(data, str):
-        data = _from_base64(data)
-    return decode(data, preprocess, limits)
-
-
-def _from_base64(text: str) -> bytes:
-    """Returns the bytes of base64 text or of a base64 data URI.
-
-    Raises:
-        RequestError: bad_base64.
-    """
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise RequestError("bad_base64")
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError("bad_base64") from error

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from amdim_serving.batcher import Batcher, BatchRow
+from amdim_serving.batcher import Batcher
 from amdim_serving.errors import EngineError, OverloadedError, RequestError
+from amdim_serving.jobs import BatchRow
 
 Pixels = NDArray[np.uint8]
 

@@ -7,18 +7,25 @@ from typing import Any
 
 import pytest
 
-import amdim_serving.service as service_module
+from amdim_clients.images import DecodedImage, ImageLimits, Preprocess, decode_image
 from amdim_serving.errors import ItemError
 from amdim_serving.limits import Limits
 from amdim_serving.opening import OpenModel
-from amdim_serving.service import EmbedService, Picture
+from amdim_serving.pictures import Decode, Picture
+from amdim_serving.service import EmbedService
 
 
 def run_with(
-    opened: OpenModel, scenario: Callable[[EmbedService], Awaitable[None]], **limits: Any
+    opened: OpenModel,
+    scenario: Callable[[EmbedService], Awaitable[None]],
+    *,
+    decode: Decode = decode_image,
+    **limits: Any,
 ) -> None:
     async def main() -> None:
-        service = EmbedService(opened.engine, limits=Limits(**limits), decode_threads=1)
+        service = EmbedService(
+            opened.engine, limits=Limits(**limits), decode_threads=1, decode=decode
+        )
         await service.start()
         await scenario(service)
         await service.close(2.0)
@@ -27,18 +34,15 @@ def run_with(
 
 
 def test_a_decode_that_takes_too_long_answers_in_time_and_keeps_its_permit(
-    opened: OpenModel, make_picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+    opened: OpenModel, make_picture: Callable[..., bytes]
 ) -> None:
     stuck = threading.Event()
-    real = service_module.decode_image
 
-    def slow(data: Any, *rest: Any) -> Any:
-        if bytes(data) == b"slow":
+    def slow(data: bytes | memoryview, preprocess: Preprocess, limits: ImageLimits) -> DecodedImage:
+        if data == b"slow":
             stuck.wait(10)
             data = make_picture()
-        return real(data, *rest)
-
-    monkeypatch.setattr(service_module, "decode_image", slow)
+        return decode_image(data, preprocess, limits)
 
     async def scenario(service: EmbedService) -> None:
         result = await service.embed([Picture(b"slow")], ("embedding",))
@@ -51,7 +55,7 @@ def test_a_decode_that_takes_too_long_answers_in_time_and_keeps_its_permit(
         after = await service.embed([Picture(make_picture())], ("embedding",))
         assert not isinstance(after.items[0], ItemError)
 
-    run_with(opened, scenario, decode_seconds=0.1)
+    run_with(opened, scenario, decode=slow, decode_seconds=0.1)
 
 
 def test_work_of_a_request_that_is_given_up_is_dropped(
