@@ -74,6 +74,7 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     """Removes source paths, stack traces and other notes that the exporter attaches."""
     graph = model.graph
     graph.name = "amdim"
+    model.producer_version = model.producer_version.partition("+")[0]
     for holder in [model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info]:
         holder.ClearField("metadata_props")
         holder.ClearField("doc_string")

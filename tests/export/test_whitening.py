@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from amdim_clients.images import Preprocess
+from amdim_export.eager import encode_eager
+from amdim_export.errors import ExportError
+from amdim_export.whitening import EMBEDDING_FILE, RIDGE, fit_recipe, load_recipe, save_recipe
+from amdim_training.data import load_images
+from amdim_training.whitening import pooled_features
+
+
+def _features(checkpoint, pictures):
+    images = load_images([pictures], Preprocess.for_image_size(64)).pixels
+    return pooled_features(encode_eager(checkpoint, torch.from_numpy(images))).numpy()
+
+
+def test_recipe_equals_whitening_in_numpy(make_checkpoint, pictures):
+    checkpoint = make_checkpoint()
+    recipe = fit_recipe(checkpoint, [pictures], components=10)
+    features = _features(checkpoint, pictures).astype(np.float64)
+    centered = features - features.mean(axis=0)
+    covariance = centered.T @ centered / (len(features) - 1)
+    variances, axes = np.linalg.eigh(covariance)
+    variances, axes = variances[::-1][:10], axes[:, ::-1][:, :10]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(10)])
+    expected = (centered @ axes) / np.sqrt(variances + RIDGE * np.trace(covariance) / len(axes))
+    given = recipe.whitening.apply(torch.from_numpy(features).float()).numpy()
+    assert np.abs(given - expected).max() < 1e-3 * np.abs(expected).max()
+    # shrinkage keeps variances just below one
+    assert np.all((given.var(axis=0, ddof=1) > 0.9) & (given.var(axis=0, ddof=1) < 1.001))
+
+
+def test_same_pictures_give_the_same_recipe(make_checkpoint, pictures):
+    checkpoint = make_checkpoint()
+    first = fit_recipe(checkpoint, [pictures], components=8)
+    second = fit_recipe(checkpoint, [pictures], components=8)
+    assert torch.equal(first.whitening.projection, second.whitening.projection)
+    assert torch.equal(first.whitening.mean, second.whitening.mean)
+
+
+def test_components_are_capped_by_the_pictures(make_checkpoint, pictures):
+    recipe = fit_recipe(make_checkpoint(), [pictures], components=256, limit=20)
+    assert recipe.whitening.projection.shape == (19, 120)
+    assert recipe.images == 20
+
+
+def test_recipe_is_stored_and_read(make_checkpoint, pictures):
+    checkpoint = make_checkpoint()
+    assert load_recipe(checkpoint.path) is None
+    recipe = fit_recipe(checkpoint, [pictures], components=8)
+    save_recipe(checkpoint.path, recipe)
+    read = load_recipe(checkpoint.path)
+    assert read is not None
+    assert torch.equal(read.whitening.projection, recipe.whitening.projection)
+    assert (read.name, read.version, read.images) == (recipe.name, recipe.version, 60)
+    assert not list(checkpoint.path.glob("*.partial"))
+
+
+def test_broken_recipe_is_refused(make_checkpoint):
+    folder = make_checkpoint().path
+    (folder / EMBEDDING_FILE).write_bytes(b"not safetensors")
+    with pytest.raises(ExportError, match="cannot be read"):
+        load_recipe(folder)
