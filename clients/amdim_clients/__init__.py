@@ -36,7 +36,6 @@ __all__ = [
     "DecodedImage",
     "EmbedClient",
     "EmbedResult",
-    "EmbedResult",
     "ImageError",
     "ImageLimits",
     "ModelSpec",

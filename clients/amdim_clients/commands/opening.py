@@ -1,0 +1,53 @@
+"""Opens what the commands encode with: a gateway where an address is given, else an engine here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amdim_clients.embedders import Embedder
+
+
+@contextmanager
+def open_embedder(
+    *,
+    url: str | None,
+    api_key: str | None,
+    repository: Path | None,
+    model: str | None,
+    outputs: Sequence[str] | None = None,
+    normalize: bool = True,
+) -> Iterator[Embedder]:
+    """An embedder that is closed when the block ends.
+
+    Raises:
+        EngineError: No engine or no model repository is at hand, or the model lacks an output.
+        GatewayError: The server at `url` does not answer.
+    """
+    from amdim_clients import embedders
+
+    embedder: Embedder
+    if url is not None:
+        from amdim_clients.gateway import EmbedClient
+        from amdim_clients.inputs import RequestLimits
+
+        limits = RequestLimits()
+        embedder = embedders.RemoteEmbedder(
+            EmbedClient(url, api_key=api_key, limits=limits),
+            model=model,
+            outputs=outputs,
+            normalize=normalize,
+            limits=limits,
+        )
+    else:
+        encoder = embedders.open_local_encoder(
+            repository or embedders.default_repository(), model or embedders.DEFAULT_MODEL
+        )
+        embedder = embedders.LocalEmbedder(encoder, outputs=outputs, normalize=normalize)
+    try:
+        yield embedder
+    finally:
+        embedder.close()
