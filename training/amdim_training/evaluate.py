@@ -7,6 +7,7 @@ images only. Knows no command line.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from amdim_training.data import load_images
 from amdim_training.errors import ConfigError
 from amdim_training.evaluation_data import Dataset, Task
 from amdim_training.features import FEATURES, FrozenEncoder, Vectors
-from amdim_training.knn import knn_predict, nearest_neighbors
+from amdim_training.knn import Neighbors, knn_predict, nearest_neighbors
 from amdim_training.probes import fit_linear, fit_mlp, probe_accuracy
 from amdim_training.retrieval import retrieval_scores
 from amdim_training.whitening import Whitening, fit_whitening
@@ -164,15 +165,15 @@ def score_task(
     protocols: Sequence[str],
 ) -> list[Score]:
     """Returns every protocol's scores of every kind of vector that both splits have."""
+    fitting = [p for p in protocols if task.is_classification or p == "retrieval"]
     scores = []
     for kind in gallery.vectors:
-        for protocol in protocols:
-            if not task.is_classification and protocol != "retrieval":
-                continue
+        question = _Question(
+            task, gallery.vectors[kind], gallery.labels, queries.vectors[kind], queries.labels
+        )
+        for protocol in fitting:
             started = time.perf_counter()
-            metrics, counted = _SCORERS[protocol](
-                task, gallery.vectors[kind], gallery.labels, queries.vectors[kind], queries.labels
-            )
+            metrics, counted = _SCORERS[protocol](question)
             seconds = round(time.perf_counter() - started, 2)
             size = len(gallery.labels)
             scores.append(Score(data, task.name, kind, protocol, metrics, size, counted, seconds))
@@ -185,27 +186,46 @@ def describe(score: Score) -> str:
     return f"{score.data} {score.task} {score.features} {score.protocol}: {numbers}"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """One kind of vector on one task; its neighbours are found once, when first needed."""
+
+    task: Task
+    gallery: Tensor
+    gallery_labels: Tensor
+    queries: Tensor
+    query_labels: Tensor
+
+    @functools.cached_property
+    def neighbors(self) -> Neighbors:
+        itself = torch.arange(len(self.queries)) if self.task.leaves_self_out else None
+        k = max(*KNN_KS, *RECALL_KS)
+        return nearest_neighbors(self.gallery, self.queries, k=k, exclude=itself)
+
+
 _Scored = tuple[dict[str, float], int]
 
 
-def _knn(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Tensor) -> _Scored:
-    neighbors = nearest_neighbors(g, q, k=max(KNN_KS))
+def _knn(question: _Question) -> _Scored:
     metrics = {}
     for k in KNN_KS:
-        predicted = knn_predict(neighbors, g_labels, k=k, temperature=TEMPERATURE)
-        metrics[f"knn{k}"] = float((predicted == q_labels).float().mean())
-    return metrics, len(q)
+        predicted = knn_predict(
+            question.neighbors, question.gallery_labels, k=k, temperature=TEMPERATURE
+        )
+        metrics[f"knn{k}"] = float((predicted == question.query_labels).float().mean())
+    return metrics, len(question.queries)
 
 
-def _retrieval(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Tensor) -> _Scored:
+def _retrieval(question: _Question) -> _Scored:
     found = retrieval_scores(
-        g,
-        g_labels,
-        q,
-        q_labels,
+        question.gallery,
+        question.gallery_labels,
+        question.queries,
+        question.query_labels,
         ks=RECALL_KS,
-        leave_self_out=task.leaves_self_out,
-        average_precision=len(g) <= AVERAGE_PRECISION_GALLERY,
+        leave_self_out=question.task.leaves_self_out,
+        average_precision=len(question.gallery) <= AVERAGE_PRECISION_GALLERY,
+        neighbors=question.neighbors,
     )
     metrics = {f"recall@{k}": value for k, value in found.recall_at.items()}
     if found.mean_average_precision is not None:
@@ -213,15 +233,19 @@ def _retrieval(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Ten
     return metrics, found.queries
 
 
-def _linear(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Tensor) -> _Scored:
-    return {"linear": probe_accuracy(fit_linear(g, g_labels), q, q_labels)}, len(q)
+def _linear(question: _Question) -> _Scored:
+    predict = fit_linear(question.gallery, question.gallery_labels)
+    accuracy = probe_accuracy(predict, question.queries, question.query_labels)
+    return {"linear": accuracy}, len(question.queries)
 
 
-def _mlp(task: Task, g: Tensor, g_labels: Tensor, q: Tensor, q_labels: Tensor) -> _Scored:
-    return {"mlp": probe_accuracy(fit_mlp(g, g_labels), q, q_labels)}, len(q)
+def _mlp(question: _Question) -> _Scored:
+    predict = fit_mlp(question.gallery, question.gallery_labels)
+    accuracy = probe_accuracy(predict, question.queries, question.query_labels)
+    return {"mlp": accuracy}, len(question.queries)
 
 
-_SCORERS: dict[str, Callable[[Task, Tensor, Tensor, Tensor, Tensor], _Scored]] = {
+_SCORERS: dict[str, Callable[[_Question], _Scored]] = {
     "knn": _knn,
     "retrieval": _retrieval,
     "linear": _linear,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amdim_training.errors import ShapeError
-from amdim_training.knn import nearest_neighbors
+from amdim_training.knn import Neighbors, nearest_neighbors
 
 
 class RetrievalScores(NamedTuple):
@@ -40,6 +40,7 @@ def retrieval_scores(
     ks: Sequence[int] = (1, 5),
     leave_self_out: bool = False,
     average_precision: bool = True,
+    neighbors: Neighbors | None = None,
 ) -> RetrievalScores:
     """Ranks a gallery by cosine for every query.
 
@@ -51,6 +52,8 @@ def retrieval_scores(
         ks: The k of recall@k.
         leave_self_out: The queries are the gallery, row by row, and no row may answer itself.
         average_precision: Whether to rank the whole gallery, which costs a sort per query.
+        neighbors: At least max(ks) of each query, itself left out where asked for; found here
+            when not given.
 
     Raises:
         ShapeError: Vectors and labels disagree on a size, or no query has an answer.
@@ -65,7 +68,7 @@ def retrieval_scores(
     count = int(answerable.sum())
     if not count:
         raise ShapeError("the gallery holds no answer to any query")
-    found = nearest_neighbors(gallery, queries, k=max(ks), exclude=itself)
+    found = neighbors or nearest_neighbors(gallery, queries, k=max(ks), exclude=itself)
     hits = (gallery_labels[found.indices] == query_labels.unsqueeze(1))[answerable]  # (Q, k)
     precision = None
     if average_precision:
