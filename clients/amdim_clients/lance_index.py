@@ -14,6 +14,7 @@ import lancedb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from lancedb.index import HnswSq
 
 from amdim_clients.errors import IndexStoreError
 from amdim_clients.neighbors import Neighbors, below_prefixes
@@ -101,9 +102,7 @@ class LanceIndex:
         """
         self._table.optimize()
         if len(self) >= ann_min_rows and not self.is_approximate:
-            self._table.create_index(
-                metric="cosine", vector_column_name=VECTOR, index_type="IVF_HNSW_SQ"
-            )
+            self._table.create_index(VECTOR, config=HnswSq(distance_type="cosine"))
 
     @property
     def is_approximate(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +61,7 @@ def embed_sources(
     *,
     workers: int | None = None,
     is_known: Callable[[str, str], bool] = lambda key, content_hash: False,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Vectors of all sources, a batch at a time, order kept among those that have one.
 
     Args:

@@ -8,9 +8,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from amdim_clients.contract import ModelSpec, read_model_spec
+from amdim_clients.embedders import LocalEmbedder
 from amdim_clients.errors import ImageError
 from amdim_clients.images import Preprocess, decode_image
 
@@ -230,3 +234,60 @@ def make_wire_error():
 @pytest.fixture
 def encode_toy():
     return toy_encode
+
+
+class ToyEncoder:
+    """A local encoder in the contract's shape whose arithmetic is a few averages."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.batches: list[int] = []
+        self.is_closed = False
+
+    def encode(self, images, outputs):
+        assert images.dtype == np.uint8
+        self.batches.append(len(images))
+        return toy_encode(images, outputs)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def toy_encoder(model_dir):
+    return ToyEncoder(read_model_spec(model_dir))
+
+
+@pytest.fixture
+def toy_embedder(toy_encoder):
+    return LocalEmbedder(toy_encoder)
+
+
+@pytest.fixture
+def photo_folder(tmp_path, photo_bytes):
+    """Nested folders of 20 photos, one text file called .jpg, one cut photo and one to ignore."""
+    folder = tmp_path / "photos"
+    for n in range(20):
+        inner = folder / f"class{n % 3}"
+        inner.mkdir(parents=True, exist_ok=True)
+        (inner / f"{n:02}.jpg").write_bytes(photo_bytes(n))
+    (folder / "broken.jpg").write_text("no photo")
+    (folder / "cut.png").write_bytes(photo_bytes(3, format="PNG")[:200])
+    (folder / "notes.txt").write_text("not looked at")
+    (folder / ".hidden.jpg").write_bytes(photo_bytes(1))
+    return folder
+
+
+@pytest.fixture
+def parquet_pack(tmp_path, photo_bytes):
+    images = [{"bytes": photo_bytes(n), "path": f"c/{n}.jpg" if n else None} for n in range(70)]
+    images[5]["bytes"] = b"broken"
+    images[6]["bytes"] = None
+    path = tmp_path / "pack.parquet"
+    pq.write_table(pa.table({"image": images, "label": list(range(70))}), path)
+    return path
+
+
+@pytest.fixture
+def gateway_transport(gateway):
+    return httpx.MockTransport(gateway)

@@ -20,5 +20,6 @@ def test_importing_the_package_imports_nothing_heavy():
         "import sys, amdim_clients, amdim_clients.errors; "
         "print(sorted({'numpy', 'PIL', 'httpx', 'tritonclient'} & set(sys.modules)))"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
