@@ -29,12 +29,10 @@ fmt: env-dev ## Format, and fix what lint can fix
 	@$(DEV)/ruff check --fix --quiet . || true
 	@$(DEV)/ruff format .
 
-train: env-dev ## Train an encoder: CONFIG=training/configs/x.toml
-	@test -n "$(CONFIG)" || { echo "usage: make train CONFIG=training/configs/NAME.toml" >&2; exit 2; }
+train: given-CONFIG env-dev ## Train an encoder: CONFIG=training/configs/x.toml
 	@exec $(DEV)/amdim train $(CONFIG) $(ARGS)
 
-export: env-dev ## Export a checkpoint: CKPT=runs/x TO=model_repository ARGS="--fit-on IMAGES"
-	@test -n "$(CKPT)" || { echo "usage: make export CKPT=FOLDER [ARGS='--fit-on IMAGES']" >&2; exit 2; }
+export: given-CKPT env-dev ## Export a checkpoint: CKPT=runs/x TO=model_repository ARGS="--fit-on IMAGES"
 	@exec $(DEV)/amdim export $(CKPT) --to $(or $(TO),model_repository) $(ARGS)
 
 bench: env-dev ## Print every benchmark's table
@@ -49,6 +47,9 @@ audit: env-dev ## Look the pinned packages up for known vulnerabilities
 clean: ## Remove environments, caches and builds
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+given-%:
+	@test -n "$($*)" || { echo "usage: make $(firstword $(MAKECMDGOALS)) $*=..., see make help" >&2; exit 2; }
 
 env-serve:
 	@bash scripts/build_env.sh serve
