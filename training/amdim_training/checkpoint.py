@@ -98,9 +98,7 @@ def load_weights(encoder: AmdimEncoder, tensors: Mapping[str, Tensor], source: P
     unknown = sorted(set(tensors) - set(expected))
     if unknown:
         raise CheckpointError(f"{source}: unknown tensor {unknown[0]}")
-    encoder.load_state_dict(
-        {key: tensors[key].to(value.dtype) for key, value in expected.items()}
-    )
+    encoder.load_state_dict({key: tensors[key].to(value.dtype) for key, value in expected.items()})
 
 
 def save_checkpoint(

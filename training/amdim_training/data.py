@@ -101,7 +101,9 @@ def load_images(
                 if progress is not None:
                     progress(len(pixels))
     if not pixels:
-        raise DataError(f"no picture could be read from {', '.join(map(str, sources)) or 'nothing'}")
+        raise DataError(
+            f"no picture could be read from {', '.join(map(str, sources)) or 'nothing'}"
+        )
     return ImageSet(np.stack(pixels), np.asarray(labels, dtype=np.int64), tuple(skipped))
 
 

@@ -1,10 +1,10 @@
 """The training package's errors.
 
-    TrainingError
-    |-- ConfigError       a configuration names something unknown or out of range
-    |-- CheckpointError   a checkpoint is missing, broken or of another shape
-    |-- DataError         a data source is missing or holds nothing usable
-    `-- ShapeError        tensors disagree on a size
+TrainingError
+|-- ConfigError       a configuration names something unknown or out of range
+|-- CheckpointError   a checkpoint is missing, broken or of another shape
+|-- DataError         a data source is missing or holds nothing usable
+`-- ShapeError        tensors disagree on a size
 """
 
 from __future__ import annotations

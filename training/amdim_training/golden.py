@@ -129,7 +129,7 @@ def compare_loss(golden: Path, case: str) -> Iterator[Comparison]:
     ]
     index_a, index_b = (torch.from_numpy(recorded[f"idx_r5_{x}"]) for x in ("x1", "x2"))
     terms = infomax_loss(views[0], views[1], clip=clip, sources=(index_a, index_b))
-    terms.total.backward()  # type: ignore[no-untyped-call]
+    terms.total.backward()
     yield from _compare_terms(case, terms, recorded)
     for key in ("r1_x1", "r5_x1", "r7_x2"):
         yield _GRADIENT.compare(case, f"grad_{key}", tensors[key].grad, recorded[f"grad_{key}"])
@@ -141,7 +141,7 @@ def compare_classifier_loss(golden: Path) -> Iterator[Comparison]:
     recorded = read_recording(golden, CLASSIFIER_CASE)
     logits = torch.from_numpy(recorded["xent_logits"]).requires_grad_()
     loss = classifier_loss(logits, torch.from_numpy(recorded["xent_labels"]))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     yield _LOSS.compare(CLASSIFIER_CASE, "loss", loss.detach(), recorded["xent_loss"])
     yield _GRADIENT.compare(CLASSIFIER_CASE, "grad", logits.grad, recorded["xent_grad"])
 

@@ -35,7 +35,8 @@ def encode_pooled(
     device = next(encoder.parameters()).device
     parts = []
     for chunk in pixels.split(batch):
-        planes = chunk.to(device).permute(0, 3, 1, 2).float() / 255.0  # (n, S, S, 3) -> (n, 3, S, S)
+        # (n, S, S, 3) -> (n, 3, S, S)
+        planes = chunk.to(device).permute(0, 3, 1, 2).float() / 255.0
         planes = normalization.apply(planes).contiguous(memory_format=torch.channels_last)
         parts.append(pooled_features(encoder(planes)).cpu())
     return torch.cat(parts)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from amdim_clients.images import Preprocess
+from amdim_training.allocator import keep_freed_memory
 from amdim_training.checkpoint import (
     load_checkpoint,
     load_state,
@@ -89,6 +90,7 @@ def train(config: TrainConfig, *, report: Report | None = None) -> Path:
         DataError: The data is missing or unreadable.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     side = config.data.source_size or config.encoder.image_size
@@ -147,7 +149,8 @@ class _Run:
         self._window: list[Tensor] = []
         self._window_started = time.monotonic()
         torch.manual_seed(config.run.seed)
-        self.encoder = AmdimEncoder(config.encoder).to(device, memory_format=torch.channels_last)
+        self.encoder = AmdimEncoder(config.encoder).to(device)
+        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
             self.encoder.parameters(),
             lr=config.optim.learning_rate,
@@ -192,7 +195,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        terms.total.backward()
         self.optimizer.step()
         self.step += 1
         return terms
@@ -206,7 +209,7 @@ class _Run:
         first, second = (v.contiguous(memory_format=torch.channels_last) for v in views)
         random_state = torch.get_rng_state()
         terms = train_step(self._forward, self.config.loss, (first, second), precision=precision)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        terms.total.backward()
         float(self.encoder.layers[0].conv.weight.grad.sum())  # waits for the device
         self.optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(random_state)

@@ -64,9 +64,7 @@ VIEWS: dict[ViewsName, ViewsConfig] = {
         max_shift=4,
     ),
     "stl10": ViewsConfig(Normalization((0.43, 0.42, 0.39), (0.27, 0.26, 0.27))),
-    "imagenet": ViewsConfig(
-        Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), hue=0.1
-    ),
+    "imagenet": ViewsConfig(Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), hue=0.1),
 }
 
 
@@ -200,9 +198,7 @@ def draw_crops(
 
 def _draw_shifts(n: int, config: ViewsConfig, generator: torch.Generator) -> Tensor:
     """Draws (N, 2) translations (dx, dy), zero for those left in place."""
-    shifts = torch.randint(
-        -config.max_shift, config.max_shift + 1, (n, 2), generator=generator
-    )
+    shifts = torch.randint(-config.max_shift, config.max_shift + 1, (n, 2), generator=generator)
     moved = _uniform(n, generator) < config.shift_probability
     return shifts * moved.unsqueeze(1)
 
@@ -272,6 +268,7 @@ def _hue(x: Tensor, turns: Tensor) -> Tensor:
     In HSV a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6 with
     n = 5, 3, 1 for red, green and blue.
     """
+    value: Tensor
     value, largest = x.max(dim=1, keepdim=True)
     chroma = value - x.amin(dim=1, keepdim=True)
     red, green, blue = x.split(1, dim=1)

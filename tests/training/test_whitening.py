@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from amdim_training.encoder import EncoderFeatures
+from amdim_training.errors import ShapeError
+from amdim_training.whitening import fit_whitening, pooled_features
+
+
+def correlated(n: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(width, width, generator=generator)
+    return torch.randn(n, width, generator=generator) @ mix + 3.0
+
+
+def test_whitened_features_are_uncorrelated_with_unit_variance() -> None:
+    features = correlated(4000, 12)
+    white = fit_whitening(features, 6, ridge=0.0).apply(features)
+    torch.testing.assert_close(white.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.cov(white.T), torch.eye(6), atol=1e-2, rtol=0)
+
+
+def test_components_are_capped_and_signs_are_fixed() -> None:
+    features = correlated(100, 5)
+    whitening = fit_whitening(features, 50)
+    assert whitening.projection.shape == (5, 5)
+    largest = whitening.projection.abs().argmax(1, keepdim=True)
+    assert (whitening.projection.gather(1, largest) > 0).all()
+
+
+def test_a_direction_without_variance_is_not_blown_up() -> None:
+    features = correlated(500, 4)
+    features[:, 3] = features[:, 0]
+    assert fit_whitening(features, 4).apply(features).abs().max() < 100
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(ShapeError, match="more than 5 images"):
+        fit_whitening(correlated(5, 8), 5)
+
+
+def test_pooled_features_are_f1_and_the_grids_means() -> None:
+    f5, f7 = torch.randn(2, 3, 5, 5), torch.randn(2, 3, 7, 7)
+    pooled = pooled_features(EncoderFeatures(torch.ones(2, 3), f5, f7))
+    assert pooled.shape == (2, 9)
+    torch.testing.assert_close(pooled[:, 3:6], f5.flatten(2).mean(2))
+    torch.testing.assert_close(pooled[:, 6:], f7.flatten(2).mean(2))
