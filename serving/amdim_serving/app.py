@@ -24,7 +24,7 @@ from amdim_serving.routes import embed, status
 ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def create_app(gateway: Gateway) -> FastAPI:
+def create_app(gateway: Gateway) -> Edge:
     """Returns the application; its lifespan starts the service and drains it at the end.
 
     Args:
@@ -33,9 +33,8 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await gateway.service.start()
-        yield
-        await gateway.service.close(gateway.settings.drain_timeout)
+        async with gateway.lifespan():
+            yield
 
     app = FastAPI(
         title="amdim-embed",
@@ -52,8 +51,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     app.include_router(embed.router)
     app.include_router(status.router)
-    app.add_middleware(Edge, gateway=gateway)
-    return app
+    return Edge(app, gateway, {"/embed": embed.answer_embed})
 
 
 def package_version() -> str:

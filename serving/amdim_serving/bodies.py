@@ -7,7 +7,6 @@ once, and parts are views into the body.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,19 +46,11 @@ async def read_body(receive: Receive, limits: Limits, content_length: int | None
     """
     if content_length is not None and content_length > limits.max_body_bytes:
         raise RequestError("body_too_large")
-    message = await _next(receive, limits.body_seconds)
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return _within(body, limits)
-    chunks, size = [body], len(body)
-    deadline = asyncio.get_running_loop().time() + limits.body_seconds
-    while message.get("more_body", False):
-        message = await _next(receive, deadline - asyncio.get_running_loop().time())
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limits.max_body_bytes:
-            raise RequestError("body_too_large")
-    return b"".join(chunks)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            return await _read(receive, limits.max_body_bytes)
+    except TimeoutError as error:
+        raise RequestError("body_timeout") from error
 
 
 def split_multipart(body: bytes, content_type: bytes) -> list[Part]:
@@ -83,21 +74,21 @@ def split_multipart(body: bytes, content_type: bytes) -> list[Part]:
     return collector.parts
 
 
-async def _next(receive: Receive, timeout_s: float) -> MutableMapping[str, Any]:
-    try:
-        async with asyncio.timeout(timeout_s):
-            message = await receive()
-    except TimeoutError as error:
-        raise RequestError("body_timeout") from error
-    if message["type"] == "http.disconnect":
-        raise ClientGoneError
-    return message
-
-
-def _within(body: bytes, limits: Limits) -> bytes:
-    if len(body) > limits.max_body_bytes:
-        raise RequestError("body_too_large")
-    return body
+async def _read(receive: Receive, max_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise RequestError("body_too_large")
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 @dataclass(slots=True)

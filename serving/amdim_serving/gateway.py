@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,15 @@ class Gateway:
             "X-Amdim-Preprocess-Digest": self.digests["preprocess_digest"],
             "X-Amdim-Artifact-Digest": self.digests["artifact_digest"],
         }
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Starts the service, and drains it at the end."""
+        await self.service.start()
+        try:
+            yield
+        finally:
+            await self.service.close(self.settings.drain_timeout)
 
     def is_authorized(self, key: bytes | None) -> bool:
         """Whether a key opens the server; every key is compared, in constant time."""

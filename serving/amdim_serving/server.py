@@ -48,6 +48,7 @@ def serve(settings: Settings, *, started: float | None = None) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=int(settings.drain_timeout) + 1,
         )
         server = _DrainingServer(config, gateway, started)

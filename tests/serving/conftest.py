@@ -180,7 +180,7 @@ def client_for(repository: Path) -> ClientFactory:
         if prepare is not None:
             prepare(gateway)
         app = create_app(gateway)
-        async with app.router.lifespan_context(app):
+        async with app.lifespan():
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 yield client
