@@ -268,7 +268,6 @@ def _hue(x: Tensor, turns: Tensor) -> Tensor:
     In HSV a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6 with
     n = 5, 3, 1 for red, green and blue.
     """
-    value: Tensor
     value, largest = x.max(dim=1, keepdim=True)
     chroma = value - x.amin(dim=1, keepdim=True)
     red, green, blue = x.split(1, dim=1)
@@ -287,7 +286,8 @@ def _hue(x: Tensor, turns: Tensor) -> Tensor:
 def _luma(x: Tensor) -> Tensor:
     """Returns (N, 1, H, W) luma of (N, 3, H, W)."""
     red, green, blue = x.split(1, dim=1)
-    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
+    luma: Tensor = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
+    return luma
 
 
 def _uniform(
