@@ -19,7 +19,7 @@ _RETRIED_STATUSES = frozenset({429, 502, 503})
 class RetryPolicy:
     """Waits grow from `first_wait_s` by two, at random within half; Retry-After overrules them."""
 
-    max_retries: int = 5
+    max_retries: int = 4
     first_wait_s: float = 0.25
     max_wait_s: float = 30.0  # also the longest Retry-After that is obeyed
     _random: random.Random = field(default_factory=random.Random, repr=False, compare=False)

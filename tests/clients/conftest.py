@@ -4,6 +4,11 @@ import asyncio
 import base64
 import io
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from amdim_clients.cli import main
 from amdim_clients.contract import ModelSpec, read_model_spec
 from amdim_clients.embedders import LocalEmbedder
 from amdim_clients.errors import ImageError
@@ -291,3 +297,51 @@ def parquet_pack(tmp_path, photo_bytes):
 @pytest.fixture
 def gateway_transport(gateway):
     return httpx.MockTransport(gateway)
+
+
+@pytest.fixture(scope="session")
+def repository(repo_root):
+    """The shipped model; another one where `AMDIM_MODEL_REPOSITORY` names it."""
+    folder = Path(os.environ.get("AMDIM_MODEL_REPOSITORY", repo_root / "model_repository"))
+    if not (folder / "amdim" / "config.pbtxt").is_file():
+        missing = f"needs a model at {folder}/amdim"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served(repository):
+    """The address of a real gateway in a process of its own."""
+    command = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--repository", str(repository)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"ready on (http://127\.0\.0\.1:\d+)", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail("the gateway did not start: " + "".join(lines))
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stderr.close()
+
+
+@pytest.fixture
+def run_amdim(capsys):
+    """Runs the command line in process; gives its exit code, output and errors."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return left.value.code or 0, printed.out, printed.err
+
+    return run
