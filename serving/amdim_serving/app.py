@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +17,7 @@ from starlette.responses import Response
 from amdim_serving.answers import error_answer, from_framework
 from amdim_serving.edge import HEAD, Edge
 from amdim_serving.errors import RequestError
-from amdim_serving.gateway import Gateway
+from amdim_serving.gateway import Gateway, package_version
 from amdim_serving.routes import embed, status
 
 ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
@@ -52,14 +51,6 @@ def create_app(gateway: Gateway) -> Edge:
     app.include_router(embed.router)
     app.include_router(status.router)
     return Edge(app, gateway, {"/embed": embed.answer_embed})
-
-
-def package_version() -> str:
-    """Returns the installed version of the distribution; `0` in a bare checkout."""
-    try:
-        return version("amdim-embed")
-    except PackageNotFoundError:
-        return "0"
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -12,6 +12,12 @@ import typer
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+def log_to_stderr() -> None:
+    """Sends the server's log lines to stderr."""
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start lines say less than ours
+
+
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to bind. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one. [8000]")] = None,
@@ -43,8 +49,7 @@ def serve(
 ) -> None:
     """Serve an encoder over HTTP. Every option is also an AMDIM_ environment variable."""
     started = time.monotonic()
-    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start lines say less than ours
+    log_to_stderr()
     # Heavy imports: only the command that serves pays for them.
     from amdim_serving.server import serve as run
     from amdim_serving.settings import load_settings

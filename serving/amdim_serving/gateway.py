@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from amdim_clients.contract import Certificate
@@ -124,12 +125,11 @@ class Gateway:
         return {"default": spec.name, "models": {spec.name: model}, "limits": limits}
 
 
-def build_gateway(settings: Settings, *, version: str = "0") -> Gateway:
+def build_gateway(settings: Settings) -> Gateway:
     """Opens the model that the settings name and puts a service around it.
 
     Args:
         settings: Say which model, which engine and which limits.
-        version: The program's own, for the metrics.
 
     Raises:
         StartError: The model cannot be served; the text says why.
@@ -142,7 +142,7 @@ def build_gateway(settings: Settings, *, version: str = "0") -> Gateway:
         threads=settings.threads,
     )
     metrics = Metrics()
-    metrics.describe(opened.engine, version)
+    metrics.describe(opened.engine, package_version())
     metrics.canary_cosine.set(opened.canary_cosine)
     service = EmbedService(
         opened.engine,
@@ -151,3 +151,11 @@ def build_gateway(settings: Settings, *, version: str = "0") -> Gateway:
         metrics=metrics,
     )
     return Gateway(settings, service, opened.certificate, settings.keys())
+
+
+def package_version() -> str:
+    """Returns the installed version of the distribution; `0` in a bare checkout."""
+    try:
+        return version("amdim-embed")
+    except PackageNotFoundError:
+        return "0"

@@ -12,11 +12,11 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from amdim_serving.app import create_app, package_version
+from amdim_serving.app import create_app
 from amdim_serving.errors import StartError
 from amdim_serving.gateway import Gateway, build_gateway
 from amdim_serving.protocol import protocol_with
@@ -27,19 +27,25 @@ _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(settings: Settings, *, started: float | None = None) -> None:
+def serve(
+    settings: Settings,
+    *,
+    started: float | None = None,
+    open_gateway: Callable[[Settings], Gateway] = build_gateway,
+) -> None:
     """Serves until a signal comes; returns once every accepted request has its answer.
 
     Args:
         settings: Everything.
         started: `time.monotonic()` of the command's start, for the line that says ready.
+        open_gateway: Called once the port is ours; loads what is served.
 
     Raises:
         StartError: The port or the model cannot be had; the text says why.
     """
     started = time.monotonic() if started is None else started
     with _bound(settings.host, settings.port) as listener:
-        gateway = build_gateway(settings, version=package_version())
+        gateway = open_gateway(settings)
         config = uvicorn.Config(
             create_app(gateway),
             http=protocol_with(settings.limits),
