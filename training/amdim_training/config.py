@@ -16,6 +16,9 @@ from amdim_training.errors import ConfigError
 Precision = Literal["auto", "fp32", "bf16"]
 ViewsName = Literal["cifar", "stl10", "imagenet"]
 
+Augmentation = Literal["jitter", "gray", "crop", "flip"]
+Task = Literal["1to5", "1to7", "5to5"]
+
 IMAGE_SIZES = (32, 64, 128)
 
 
@@ -62,9 +65,15 @@ class LossConfig:
     """The infomax objective's constants (SPEC.md 2.1)."""
 
     score_clip: float = 20.0
-    """Bound c of c * tanh(score / c) (`tclip`)."""
+    """Bound c of c * tanh(score / c) (`tclip`); 0 leaves scores unbounded."""
     penalty_weight: float = 0.05
     """Weight of the mean squared raw score (the reference's since 2019-07-12; the paper: 0.04)."""
+    tasks: tuple[Task, ...] = ("1to5", "1to7", "5to5")
+    """Predictions that count: all three are AMDIM; one global-to-local pair is local DIM."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks or not set(self.tasks) <= {"1to5", "1to7", "5to5"}:
+            raise ConfigError(f"loss.tasks are some of 1to5, 1to7, 5to5, not {self.tasks}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +93,12 @@ class DataConfig:
     """Side P that training images are kept at, pixels; 0 means the encoder's own."""
     views: ViewsName = "stl10"
     """The augmentation pipeline (SPEC.md 5)."""
+    without: tuple[Augmentation, ...] = ()
+    """Steps of the pipeline to leave out, as the paper's ablation does."""
+
+    def __post_init__(self) -> None:
+        if not set(self.without) <= {"jitter", "gray", "crop", "flip"}:
+            raise ConfigError(f"data.without are some of jitter, gray, crop, flip: {self.without}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,15 +6,29 @@ Knows no encoder and no optimiser: features in, five scalars out.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from amdim_training.config import Task
 from amdim_training.encoder import EncoderFeatures
 from amdim_training.errors import ShapeError
 
 Sources = tuple[Tensor, Tensor]
+TASKS: tuple[Task, ...] = ("1to5", "1to7", "5to5")
+
+
+class Batch(Protocol):
+    """The images a loss spans, of which this process holds some (`distributed.GlobalBatch`)."""
+
+    rank: int
+    """This process's place: its n images are number rank * n and on."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Returns every process's (n, ...) rows as (N, ...), gradients passing through."""
+        ...
 
 
 class LossTerms(NamedTuple):
@@ -34,58 +48,66 @@ class LossTerms(NamedTuple):
     total: Tensor
 
 
-def clipped_scores(sources: Tensor, targets: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
+def clipped_scores(
+    sources: Tensor, targets: Tensor, *, clip: float | None
+) -> tuple[Tensor, Tensor]:
     """Score of every source with every location of every image.
 
     Args:
-        sources: (N, D), one vector per image, any float dtype; scores are made in float32.
+        sources: (n, D), one vector per image, any float dtype; scores are made in float32.
         targets: (N, D, L), L locations per image of the other view.
-        clip: Bound c in logits; scores become c * tanh(score / c).
+        clip: Bound c in logits; scores become c * tanh(score / c). None leaves them unbounded.
 
     Returns:
-        (N, N, L) float32, source image by target image by location, and the scalar mean of
+        (n, N, L) float32, source image by target image by location, and the scalar mean of
         squared raw scores.
 
     Raises:
-        ShapeError: `sources` and `targets` disagree on N or D.
+        ShapeError: `sources` and `targets` disagree on D.
 
     Source: SPEC.md 2.1, steps 1 to 3.
     """
-    n, dim = sources.shape
-    if targets.shape[:2] != (n, dim):
+    dim = sources.shape[1]
+    n, target_dim, locations = targets.shape
+    if target_dim != dim:
         raise ShapeError(f"sources {tuple(sources.shape)} and targets {tuple(targets.shape)}")
-    locations = targets.shape[2]
     # (N, D, L) -> (D, N * L): one matrix product scores every source against every location
     columns = targets.float().permute(1, 0, 2).reshape(dim, n * locations)
-    raw = (sources.float() @ columns).mul(1.0 / math.sqrt(dim))  # (N, N * L)
-    return (clip * torch.tanh(raw / clip)).view(n, n, locations), raw.square().mean()
+    raw = (sources.float() @ columns).mul(1.0 / math.sqrt(dim))  # (n, N * L)
+    scores = raw if clip is None else clip * torch.tanh(raw / clip)
+    return scores.view(len(sources), n, locations), raw.square().mean()
 
 
-def nce_scores(sources: Tensor, targets: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
+def nce_scores(
+    sources: Tensor, targets: Tensor, *, clip: float | None, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each positive location against the other images' locations.
 
     Image i's own other locations are neither positive nor negative.
 
     Args:
-        sources: (N, D), one vector per image, any float dtype; scores are made in float32.
-        targets: (N, D, L), L locations per image of the other view.
-        clip: Bound c in logits; scores become c * tanh(score / c).
+        sources: (n, D), one vector per image, any float dtype; scores are made in float32.
+        targets: (N, D, L), L locations per image of the other view, N at least first + n.
+        clip: Bound c in logits; scores become c * tanh(score / c). None leaves them unbounded.
+        first: Which of the N images source 0 is of.
 
     Returns:
-        (N, L) log-probabilities, each at most 0, and the scalar mean of squared raw scores.
+        (n, L) log-probabilities, each at most 0, and the scalar mean of squared raw scores.
 
     Raises:
-        ShapeError: `sources` and `targets` disagree on N or D.
+        ShapeError: `sources` and `targets` disagree on D, or a source has no positive.
 
     Source: AMDIM (arXiv:1906.00910) section 3.3; SPEC.md 2.1.
     """
-    by_image, mean_square = clipped_scores(sources, targets, clip=clip)  # (N, N, L)
-    n = len(by_image)
-    positives = by_image.diagonal(dim1=0, dim2=1).T  # (L, N) -> (N, L)
-    own = torch.eye(n, dtype=torch.bool, device=by_image.device).unsqueeze(2)
-    # |score| <= clip, so -inf leaves a sum over the other images' locations only
-    negatives = by_image.masked_fill(own, -math.inf).flatten(1)
-    spread = torch.logsumexp(negatives, dim=1, keepdim=True)  # (N, 1), shared by all locations
+    if len(targets) < first + len(sources):
+        raise ShapeError(f"{len(sources)} sources from {first} on and {len(targets)} targets")
+    by_image, mean_square = clipped_scores(sources, targets, clip=clip)  # (n, N, L)
+    positives = by_image.diagonal(first, dim1=0, dim2=1).T  # (L, n) -> (n, L)
+    place = torch.arange(len(sources), device=by_image.device).unsqueeze(1)
+    own = place + first == torch.arange(len(targets), device=by_image.device)
+    # -inf leaves a sum over the other images' locations only
+    negatives = by_image.masked_fill(own.unsqueeze(2), -math.inf).flatten(1)
+    spread = torch.logsumexp(negatives, dim=1, keepdim=True)  # (n, 1), shared by all locations
     return positives - torch.logaddexp(positives, spread), mean_square
 
 
@@ -106,19 +128,24 @@ def infomax_loss(
     view_a: EncoderFeatures,
     view_b: EncoderFeatures,
     *,
-    clip: float = 20.0,
+    clip: float | None = 20.0,
     penalty_weight: float = 0.05,
     sources: Sources | None = None,
+    tasks: Sequence[Task] = TASKS,
+    batch: Batch | None = None,
 ) -> LossTerms:
     """Returns the AMDIM objective of two views of the same N images.
 
     Args:
         view_a: Features of the first view, N images in the same order as `view_b`.
         view_b: Features of the second view.
-        clip: Score bound in logits.
+        clip: Score bound in logits; None leaves scores unbounded.
         penalty_weight: Weight of the mean squared raw score of each task.
         sources: For views a and b, (N,) row-major indices 0..24 into the 5x5 grid; drawn
             uniformly when not given.
+        tasks: Which predictions count; the others' terms are 0.
+        batch: Where the images are spread over processes: each process's sources then meet
+            every process's targets, and the mean of their losses is one process's on the whole.
 
     Raises:
         ShapeError: The views disagree on N, or on D with each other.
@@ -126,20 +153,32 @@ def infomax_loss(
     Source: AMDIM (arXiv:1906.00910); SPEC.md 2.2. A batch of one image has loss 0.
     """
     n = view_a.f1.shape[0]
+    if view_b.f1.shape[0] != n:
+        raise ShapeError(f"views of {n} and {view_b.f1.shape[0]} images")
     index_a, index_b = sources or draw_sources(n, device=view_a.f1.device)
-    a5, b5 = view_a.f5.flatten(2), view_b.f5.flatten(2)  # (N, D, 25)
-    a7, b7 = view_a.f7.flatten(2), view_b.f7.flatten(2)  # (N, D, 49)
+    first = batch.rank * n if batch else 0
+    gather = batch.gather if batch else _unchanged
 
-    def task(a: Tensor, b: Tensor, targets_b: Tensor, targets_a: Tensor) -> tuple[Tensor, Tensor]:
-        forth, forth_square = nce_scores(a, targets_b, clip=clip)
-        back, back_square = nce_scores(b, targets_a, clip=clip)
+    def score(task: Task) -> tuple[Tensor, Tensor]:
+        """Returns a task's loss and mean squared score, means of both directions."""
+        a, b = view_a.f1, view_b.f1
+        local_a, local_b = (view_a.f7, view_b.f7) if task == "1to7" else (view_a.f5, view_b.f5)
+        local_a, local_b = local_a.flatten(2), local_b.flatten(2)  # (n, D, L)
+        if task == "5to5":
+            a, b = _pick(local_a, index_a), _pick(local_b, index_b)
+        forth, forth_square = nce_scores(a, gather(local_b), clip=clip, first=first)
+        back, back_square = nce_scores(b, gather(local_a), clip=clip, first=first)
         return -(forth.mean() + back.mean()) / 2, (forth_square + back_square) / 2
 
-    to_5, square_to_5 = task(view_a.f1, view_b.f1, b5, a5)
-    to_7, square_to_7 = task(view_a.f1, view_b.f1, b7, a7)
-    within, square_within = task(_pick(a5, index_a), _pick(b5, index_b), b5, a5)
-    penalty = penalty_weight * (square_to_5 + square_to_7 + square_within)
+    zero = view_a.f1.new_zeros((), dtype=torch.float32)
+    scored = {task: score(task) for task in TASKS if task in tasks}
+    to_5, to_7, within = (scored[task][0] if task in scored else zero for task in TASKS)
+    penalty = penalty_weight * sum((square for _, square in scored.values()), zero)
     return LossTerms(to_5, to_7, within, penalty, to_5 + to_7 + within + penalty)
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _pick(locals_: Tensor, index: Tensor) -> Tensor:

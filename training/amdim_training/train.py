@@ -36,11 +36,11 @@ from amdim_training.config import LossConfig, Precision, TrainConfig
 from amdim_training.data import load_images
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import ConfigError, DataError
-from amdim_training.loss import LossTerms, Sources, draw_sources, infomax_loss
+from amdim_training.loss import Batch, LossTerms, Sources, draw_sources, infomax_loss
 from amdim_training.online import online_knn
 from amdim_training.precision import autocast, choose_precision
 from amdim_training.schedule import learning_rate
-from amdim_training.views import VIEWS, draw_pair
+from amdim_training.views import VIEWS, draw_pair, views_config
 
 LOG_FILE = "log.jsonl"
 KEPT_CHECKPOINTS = 2
@@ -58,6 +58,7 @@ def train_step(
     *,
     precision: Precision = "fp32",
     sources: Sources | None = None,
+    batch: Batch | None = None,
 ) -> LossTerms:
     """Returns the objective of one pair of batches, ready for `total.backward()`.
 
@@ -67,11 +68,18 @@ def train_step(
         views: Two (N, 3, S, S) float32 batches, the same images in the same order.
         precision: Of the forward passes; scores are float32 always.
         sources: 5->5 source locations; drawn when not given.
+        batch: Where the images are spread over processes (`infomax_loss`).
     """
     with autocast(views[0].device, precision):
         first, second = encoder(views[0]), encoder(views[1])
     return infomax_loss(
-        first, second, clip=loss.score_clip, penalty_weight=loss.penalty_weight, sources=sources
+        first,
+        second,
+        clip=loss.score_clip or None,
+        penalty_weight=loss.penalty_weight,
+        sources=sources,
+        tasks=loss.tasks,
+        batch=batch,
     )
 
 
@@ -139,7 +147,7 @@ class _Run:
         self.config = config
         self.device = device
         self.folder = Path(config.run.out)
-        self.views = VIEWS[config.data.views]
+        self.views = views_config(config.data.views, config.data.without)
         self.images = images
         self.steps_per_epoch = images // config.optim.batch_size
         self.steps = config.optim.steps or config.optim.epochs * self.steps_per_epoch
@@ -312,11 +320,10 @@ class _Run:
                 }
 
     def _check_same_run(self, meta: Mapping[str, Any]) -> None:
-        was, now = meta.get("train", {}), self.config.to_dict()
-        was = json.loads(json.dumps(was))
-        now = json.loads(json.dumps(now))
+        # read back rather than compared as JSON: a key that is newer than the run has its default
+        was = TrainConfig.from_dict(meta.get("train", {}))
         for section in ("encoder", "loss", "data", "optim"):
-            if was.get(section) != now[section]:
+            if getattr(was, section) != getattr(self.config, section):
                 raise ConfigError(
                     f"{self.folder} holds a run with another [{section}]; "
                     "choose another run.out, or begin from it with run.init_from"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from amdim_training.config import ViewsName
+from amdim_training.config import Augmentation, ViewsName
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as PIL's convert("L")
 _CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
@@ -66,6 +68,20 @@ VIEWS: dict[ViewsName, ViewsConfig] = {
     "stl10": ViewsConfig(Normalization((0.43, 0.42, 0.39), (0.27, 0.26, 0.27))),
     "imagenet": ViewsConfig(Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), hue=0.1),
 }
+
+
+def views_config(name: ViewsName, without: Sequence[Augmentation] = ()) -> ViewsConfig:
+    """Returns a pipeline by name, some of its steps left out; a view without a crop is whole."""
+    none: dict[Augmentation, dict[str, Any]] = {
+        "jitter": {"jitter_probability": 0.0},
+        "gray": {"gray_probability": 0.0},
+        "crop": {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "shift_probability": 0.0},
+        "flip": {"flip_probability": 0.0},
+    }
+    config = VIEWS[name]
+    for step in without:
+        config = dataclasses.replace(config, **none[step])
+    return config
 
 
 def draw_pair(
