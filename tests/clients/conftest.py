@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import io
 import json
 import os
@@ -129,10 +130,11 @@ def write_certificate(model_dir):
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photo_bytes():
     """A factory of small JPEGs, each seed another picture."""
 
+    @functools.cache
     def make(seed: int = 0, size: tuple[int, int] = (120, 90), format: str = "JPEG") -> bytes:
         rng = np.random.default_rng(seed)
         blocks = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
