@@ -3,12 +3,13 @@
 PYTHON ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
+TRITON_PORT ?= 8100
 ARGS ?=
 
 export PYTHON
 DEV := .venv/dev/bin
 .DEFAULT_GOAL := help
-.PHONY: help serve test check fmt train export bench lock audit clean env-serve env-dev
+.PHONY: help serve test check fmt train export triton bench lock audit clean env-serve env-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +35,10 @@ train: given-CONFIG env-dev ## Train an encoder: CONFIG=training/configs/x.toml
 
 export: given-CKPT env-dev ## Export a checkpoint: CKPT=runs/x TO=model_repository ARGS="--fit-on IMAGES"
 	@exec $(DEV)/amdim export $(CKPT) --to $(or $(TO),model_repository) $(ARGS)
+
+triton: ## Serve model_repository with a real Triton: TRITON_PORT=8100 (HTTP, then gRPC, metrics)
+	@bash export/triton_server/build.sh
+	@exec .venv/triton/bin/python export/triton_server/run.py $(or $(REPO),model_repository) --port $(TRITON_PORT)
 
 bench: env-dev ## Print every benchmark's table
 	@for script in benchmarks/*.py; do echo "== $$script"; $(DEV)/python "$$script" $(ARGS) || exit 1; done

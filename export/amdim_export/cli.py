@@ -34,6 +34,9 @@ def export(
     max_queue_delay_us: Annotated[
         int, typer.Option(min=0, help="Microseconds a batch may wait to fill; 0 never waits.")
     ] = 0,
+    image: Annotated[
+        bool, typer.Option("--image", help="Also publish NAME_image, which takes picture files.")
+    ] = False,
 ) -> None:
     """Export an encoder: ONNX, Triton configuration, certificate; published when it is the same."""
     from rich.console import Console
@@ -54,6 +57,7 @@ def export(
         version=version,
         instances=instances,
         max_queue_delay_us=max_queue_delay_us,
+        image=image,
     )
     with console.status("loading the checkpoint") as status:
         folder, certificate = export_encoder(checkpoint, to, options, say=status.update)

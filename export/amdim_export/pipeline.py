@@ -24,6 +24,7 @@ from amdim_export.eager import Vectors, reference_vectors
 from amdim_export.errors import ParityError
 from amdim_export.fingerprint import artifact_digest
 from amdim_export.graph import ServingGraph
+from amdim_export.image_model import publish_image_models
 from amdim_export.names import CERTIFICATE_FILE, EMBEDDING, GLOBAL, MODEL_FILE
 from amdim_export.parity import Tolerance, agreement, measure, neighbor_agreement, require
 from amdim_export.repository import publish_version
@@ -55,6 +56,7 @@ class ExportOptions:
     version: int | None = None
     instances: int = 1
     max_queue_delay_us: int = 0
+    image: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,9 +92,10 @@ def export_encoder(
     artifact = build_artifact(checkpoint, recipe, half=options.weights == "fp16")
     say("measuring it against the encoder")
     certificate = certify(checkpoint, recipe, artifact, options, say=say)
+    facts = _facts(checkpoint, recipe, certificate)
     config = encoder_config(
         options.name,
-        _facts(checkpoint, recipe, certificate),
+        facts,
         max_batch_size=options.max_batch_size,
         instances=options.instances,
         max_queue_delay_us=options.max_queue_delay_us,
@@ -104,6 +107,8 @@ def export_encoder(
         config=config.to_pbtxt(),
         version=options.version,
     )
+    if options.image:
+        publish_image_models(repository, options.name, facts, max_batch_size=options.max_batch_size)
     return folder, certificate
 
 

@@ -154,8 +154,8 @@ class EncoderFacts:
     default_output: str
     encoder_digest: str
     preprocess_digest: str
-    artifact_digest: str
-    precision: str = "fp32"
+    artifact_digest: str | None
+    precision: str | None = "fp32"
 
     def parameters(self) -> dict[str, str]:
         """Returns the `amdim.*` parameters; those of an absent `embedding` are left out."""

@@ -1,0 +1,68 @@
+"""Triton's ONNX Runtime backend, stood in for by a Python-based one where the native one is absent.
+
+Runs `<version>/<default_model_filename>` as any configuration of `backend: "onnxruntime"` says.
+Knows no encoder: names and shapes come from the configuration.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """One instance of one model."""
+
+    def initialize(self, args):
+        """Opens the version's file.
+
+        Args:
+            args: Triton's, all strings: the configuration as JSON, where the model lies, ...
+        """
+        config = json.loads(args["model_config"])
+        name = config.get("default_model_filename") or "model.onnx"
+        options = ort.SessionOptions()
+        # spinning threads fight the server's own on few cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = ort.InferenceSession(
+            str(Path(args["model_repository"]) / args["model_version"] / name),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.outputs = [tensor["name"] for tensor in config["output"]]
+        self.joins = config["max_batch_size"] > 0
+
+    def execute(self, requests):
+        """Runs waiting requests as one batch where their shapes allow it."""
+        fed = [
+            {
+                name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+                for name in self.inputs
+            }
+            for request in requests
+        ]
+        shapes = {tuple(one[name].shape[1:] for name in self.inputs) for one in fed}
+        if len(requests) == 1 or not self.joins or len(shapes) > 1:
+            return [
+                self._answer(request, self._run(one))
+                for request, one in zip(requests, fed, strict=True)
+            ]
+        joined = self._run(
+            {name: np.concatenate([one[name] for one in fed]) for name in self.inputs}
+        )
+        answers, start = [], 0
+        for request, one in zip(requests, fed, strict=True):
+            end = start + len(one[self.inputs[0]])
+            answers.append(self._answer(request, {k: v[start:end] for k, v in joined.items()}))
+            start = end
+        return answers
+
+    def _run(self, feed):
+        return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+
+    def _answer(self, request, values):
+        asked = request.requested_output_names()
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, values[name]) for name in asked])

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "export" / "triton_server"
+READY_WITHIN_S = 60.0
+
+
+@dataclasses.dataclass
+class Triton:
+    """A running Triton server of the test's own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def http(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.port + 1}"
+
+    @property
+    def metrics(self) -> str:
+        return f"127.0.0.1:{self.port + 2}"
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"Triton ended:\n{self.tail()}"
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=5).close()
+                return
+            time.sleep(0.1)
+        pytest.fail(f"Triton was not ready within {READY_WITHIN_S:.0f} s:\n{self.tail()}")
+
+    def stop(self, *, how: signal.Signals = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        try:
+            return self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+
+
+@pytest.fixture(scope="session")
+def triton_python() -> Path:
+    """The Python of the pinned Triton environment, built where it is not there yet.
+
+    Where it cannot be built a test is skipped; in CI it fails, lest a green run prove nothing.
+    """
+    build = subprocess.run(["bash", TOOLS / "build.sh"], capture_output=True, text=True)
+    python = TOOLS.parents[1] / ".venv" / "triton" / "bin" / "python"
+    if build.returncode == 0:
+        return python
+    problem = f"the Triton environment cannot be built: {build.stderr[-500:]}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(problem)
+    pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def start_triton(
+    triton_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Triton]]:
+    """Starts Triton on a repository and waits for it; every server is stopped at the end."""
+    running: list[Triton] = []
+
+    def start(repository: Path, *, explicit: bool = False) -> Triton:
+        port = _three_free_ports()
+        log = tmp_path_factory.mktemp("triton") / "log"
+        command = [triton_python, TOOLS / "run.py", repository, "--port", str(port)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*map(str, command), *(["--explicit"] if explicit else [])],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        server = Triton(process, port, log)
+        running.append(server)
+        server.wait_until_ready()
+        return server
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+def _three_free_ports() -> int:
+    for first in range(8100, 8400, 3):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + 3):
+                    held = stack.enter_context(socket.socket())
+                    held.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    pytest.fail("no three free ports between 8100 and 8400")
