@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -35,7 +36,7 @@ from torch import Tensor
 
 from amdim_clients.images import Preprocess
 from amdim_training.config import EncoderConfig
-from amdim_training.encoder import AmdimEncoder
+from amdim_training.encoder import AmdimEncoder, LocalHead, ResidualUnit
 from amdim_training.evaluate import FIT_LIMIT, LabelledVectors, score_task
 from amdim_training.evaluation_data import Dataset, open_dataset
 from amdim_training.features import FrozenEncoder, TorchEncoder, open_encoder
@@ -65,9 +66,9 @@ Describe = Callable[[Pixels, str], Mapping[str, Tensor]]
 """Pictures and a name to cache by, to kinds of vectors; a kind called `to whiten` is whitened."""
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the rows asked for, prints the table and writes the results."""
-    arguments = _arguments()
+    arguments = _arguments(argv)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     console = Console(width=None if sys.stdout.isatty() else 170, highlight=False)
     splits = _Splits(arguments.data, arguments.size, arguments.cache)
@@ -124,12 +125,12 @@ def _describers(
     if row == "random":
         yield "random weights", _encoder(_random_encoder(arguments, splits))
     elif row == "pixels":
+        side = splits.size // 2
+        yield f"pixels {side}x{side}", lambda x, _: _halved(x)
         yield (
             f"pixels {splits.size}x{splits.size}",
             lambda x, _: {"raw": torch.from_numpy(np.array(x).reshape(len(x), -1))},
         )
-        side = splits.size // 2
-        yield f"pixels {side}x{side}", lambda x, _: _halved(x)
     elif row == "hog":
         yield "HOG", lambda x, key: _both(splits.kept(f"hog_{key}", lambda: _hog(x)))
     elif row == "model":
@@ -154,14 +155,20 @@ def _encoder(encoder: FrozenEncoder) -> Describe:
 
 
 def _random_encoder(arguments: argparse.Namespace, splits: _Splits) -> TorchEncoder:
-    """Returns an untrained encoder of the shape asked for, batch norms set on training images."""
+    """Returns an untrained encoder of the shape asked for, a fair opponent.
+
+    Every convolution is drawn, also those that training starts at zero, and the batch norms'
+    statistics are of training images: both raise its scores.
+    """
     config = EncoderConfig(splits.size, arguments.width, arguments.embed_dim, arguments.depth)
     torch.manual_seed(0)
     encoder = AmdimEncoder(config)
     normalization = VIEWS["stl10"].normalization
-    for norm in encoder.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.momentum = None  # a plain average over the batches
+    for module in encoder.modules():
+        if isinstance(module, ResidualUnit | LocalHead):
+            torch.nn.init.kaiming_uniform_(module.conv2.weight, a=math.sqrt(5))
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain average over the batches
     pixels, _ = splits.to_fit()
     with torch.no_grad():
         for start in range(0, 2048, 256):
@@ -229,8 +236,10 @@ def _score(
 
 
 def _fit(describe: Describe, splits: _Splits) -> Whitening | None:
-    kinds = describe(*splits.to_fit())
-    return fit_whitening(kinds["to whiten"].float(), COMPONENTS) if "to whiten" in kinds else None
+    vectors = describe(*splits.to_fit()).get("to whiten")
+    if vectors is None:
+        return None
+    return fit_whitening(vectors.float(), min(COMPONENTS, len(vectors) - 1))
 
 
 def _apply(whitening: Whitening, vectors: Tensor) -> Tensor:
@@ -285,7 +294,7 @@ def _write(path: Path, results: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="random,pixels,hog", help="random,pixels,hog,model")
     parser.add_argument("--model", "--checkpoint", type=Path, help="as `amdim evaluate` takes it")
@@ -301,7 +310,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=cache)
     out = ROOT / "benchmarks" / "results" / "encoder_quality.json"
     parser.add_argument("--out", type=Path, default=out)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
