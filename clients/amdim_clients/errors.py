@@ -66,6 +66,10 @@ class EngineError(ClientError):
     """No engine could be opened, or it answered against its own spec."""
 
 
+class RegionError(ClientError):
+    """A region is no rectangle, or lies outside what the encoder sees."""
+
+
 class IndexStoreError(ClientError):
     """An index is missing, broken or of another shape."""
 

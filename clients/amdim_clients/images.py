@@ -151,12 +151,7 @@ def resize_and_crop(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[n
     """
     side, short = preprocess.image_size, preprocess.resize
     width, height = image.size
-    if width <= height:
-        new_width, new_height = short, int(short * height / width)
-    else:
-        new_width, new_height = int(short * width / height), short
-    left = round((new_width - side) / 2.0)
-    top = round((new_height - side) / 2.0)
+    new_width, new_height, left, top = crop_in_resized(width, height, preprocess)
     if max(new_width, new_height) > _MAX_RESIZED_ASPECT * short:
         scale_x, scale_y = width / new_width, height / new_height
         box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
@@ -166,6 +161,27 @@ def resize_and_crop(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[n
             image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
         crop = image.crop((left, top, left + side, top + side))
     return np.array(crop, dtype=np.uint8, order="C")
+
+
+def crop_in_resized(width: int, height: int, preprocess: Preprocess) -> tuple[int, int, int, int]:
+    """Where the centre crop lies in a resized picture, for whoever draws boxes.
+
+    Args:
+        width: Of the upright picture, pixels.
+        height: Of the upright picture, pixels.
+        preprocess: The encoder's sizes.
+
+    Returns:
+        Width and height after the resize, left and top of the S x S crop in it, all pixels.
+    """
+    short = preprocess.resize
+    if width <= height:
+        new_width, new_height = short, int(short * height / width)
+    else:
+        new_width, new_height = int(short * width / height), short
+    left = round((new_width - preprocess.image_size) / 2.0)
+    top = round((new_height - preprocess.image_size) / 2.0)
+    return new_width, new_height, left, top
 
 
 def _load(

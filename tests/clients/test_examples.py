@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 
@@ -73,3 +75,20 @@ def test_curl(served, photos, tmp_path, repo_root):
     assert [len(entry["local7"]) for entry in form["data"]] == [7, 7]
     assert in_json["data"][0]["id"] == "a"
     assert in_json["data"][0]["embedding"]["shape"] == [len(vector)]
+
+
+def test_recall_of_index(repository, photo_bytes, tmp_path, repo_root):
+    sizes = [(120, 90), (100, 75), (160, 120)]
+    rows = [
+        {
+            "image": {"bytes": photo_bytes(label, size=size), "path": f"{label}.jpg"},
+            "label": label,
+            "split": "test",
+        }
+        for label in range(4)
+        for size in sizes
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pack.parquet")
+    arguments = ("pack.parquet", "--split", "test", "--repository", repository)
+    out = run_example("recall_of_index.py", *arguments, cwd=tmp_path, repo_root=repo_root)
+    assert out == "recall@1 1.000 over 12 pictures of pack.parquet\n"
