@@ -18,7 +18,7 @@ from amdim_serving.answers import error_answer, from_framework
 from amdim_serving.edge import HEAD, Edge
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
-from amdim_serving.routes import embed, status
+from amdim_serving.routes import embed, kserve, status
 
 ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -49,8 +49,9 @@ def create_app(gateway: Gateway) -> Edge:
     )
     app.state.gateway = gateway
     app.include_router(embed.router)
+    app.include_router(kserve.router)
     app.include_router(status.router)
-    return Edge(app, gateway, {"/embed": embed.answer_embed})
+    return Edge(app, gateway, {"/embed": embed.answer_embed, **kserve.infer_routes(gateway)})
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -46,6 +46,7 @@ class Batcher(Generic[BatchT]):
         max_queue_delay_s: How long a batch that is not full may wait for more; 0: not at all.
         queue_images: Images admitted at once.
         instances: Batches in flight at once.
+        on_batch: Told of each batch that ran to its end: its images and its seconds.
     """
 
     def __init__(
@@ -244,7 +245,7 @@ class Batcher(Generic[BatchT]):
         self.stats.last_failed = failed
         if not failed:
             self.stats.last_good = now
-        if self._on_batch is not None:
+        if self._on_batch is not None and not failed:
             self._on_batch(images, spent_s)
         return spent_s
 

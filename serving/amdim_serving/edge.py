@@ -26,7 +26,7 @@ from amdim_serving.gateway import Gateway
 _log = logging.getLogger(__name__)
 
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,64}")
-_OPEN_PATHS = frozenset({"/livez", "/readyz"})
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 _CLIENT_GONE = 499  # as nginx counts it; nothing is sent
 
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
+
 from amdim_clients.contract import Certificate
 from amdim_serving.errors import ServingError
 from amdim_serving.metrics import Metrics
-from amdim_serving.opening import open_model
+from amdim_serving.opening import ModelConfig, open_model
 from amdim_serving.service import EmbedService
 from amdim_serving.settings import Settings
 
@@ -33,6 +35,8 @@ class Gateway:
     settings: Settings
     service: EmbedService
     certificate: Certificate
+    config: ModelConfig
+    """Triton's message of the model's config."""
     keys: tuple[bytes, ...] = ()
     draining: bool = False
     digests: dict[str, str] = field(init=False)
@@ -94,6 +98,16 @@ class Gateway:
                 return "engine"
         return None
 
+    def triton_config(self) -> dict[str, Any]:
+        """Returns the model's config as Triton shows it in JSON: its field names, plain numbers."""
+        shown: dict[str, Any] = MessageToDict(self.config, preserving_proto_field_name=True)
+        for tensor in [*shown["input"], *shown["output"]]:
+            tensor["dims"] = [int(side) for side in tensor["dims"]]  # int64 is text in JSON
+        batching = shown.get("dynamic_batching", {})
+        for name in batching.keys() & {"max_queue_delay_microseconds"}:
+            batching[name] = int(batching[name])
+        return shown
+
     def describe(self) -> dict[str, Any]:
         """Returns what /model shows."""
         spec, info = self.service.spec, self.service.engine.info
@@ -150,7 +164,7 @@ def build_gateway(settings: Settings) -> Gateway:
         decode_threads=settings.decode_threads,
         metrics=metrics,
     )
-    return Gateway(settings, service, opened.certificate, settings.keys())
+    return Gateway(settings, service, opened.certificate, opened.config, settings.keys())
 
 
 def package_version() -> str:

@@ -87,9 +87,8 @@ class Metrics:
         """Records the time spent in one of `STAGES`."""
         self._stages[name].observe(seconds)
 
-    def batch(self, images: int, seconds: float) -> None:
-        """Records a batch; `seconds` is its engine time."""
-        del seconds  # the busy ratio is read from the batcher's own sum
+    def batch(self, images: int) -> None:
+        """Records a batch."""
         self._batch_size.observe(images)
 
     def watch(self, busy_s: Callable[[], float], queued: Callable[[], int], instances: int) -> None:

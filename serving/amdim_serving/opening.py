@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from amdim_clients.contract import (
     Certificate,
     file_digest,
     read_certificate,
+    read_model_config,
     read_model_spec,
 )
 from amdim_clients.errors import ContractError
@@ -20,6 +22,7 @@ from amdim_serving.engines import Engine
 from amdim_serving.engines.onnxruntime import OnnxRuntimeEngine
 from amdim_serving.errors import CanaryError, EngineError, StartError
 
+ModelConfig = Any  # tritonclient publishes no types
 MODEL_FILE = "model.onnx"
 
 
@@ -29,11 +32,13 @@ class OpenModel:
 
     Attributes:
         canary_cosine: The worst cosine of its canaries.
+        config: Triton's message, as config.pbtxt has it.
     """
 
     engine: Engine
     certificate: Certificate
     canary_cosine: float
+    config: ModelConfig
 
 
 def open_model(
@@ -56,6 +61,7 @@ def open_model(
     try:
         spec = read_model_spec(model_dir, version)
         certificate = read_certificate(model_dir / spec.version)
+        config = read_model_config(model_dir)
     except ContractError as error:
         raise StartError(str(error)) from error
     model_path = model_dir / spec.version / MODEL_FILE
@@ -72,4 +78,4 @@ def open_model(
     except CanaryError:
         engine.close()
         raise
-    return OpenModel(engine, certificate, cosine)
+    return OpenModel(engine, certificate, cosine, config)

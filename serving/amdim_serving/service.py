@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -26,6 +27,7 @@ from amdim_serving.jobs import BatchRow, Job
 from amdim_serving.limits import Limits
 from amdim_serving.metrics import Metrics
 from amdim_serving.pictures import Decode, Picture, decode_picture
+from amdim_serving.stats import ModelStats
 from amdim_serving.threads import ThreadPool
 from amdim_serving.vectors import VectorBatch, encode_batch
 
@@ -94,6 +96,7 @@ class EmbedService:
         self.spec = engine.spec
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
+        self.stats = ModelStats()
         self._image_limits = ImageLimits(
             max_pixels=self.limits.max_pixels, min_side=self.limits.min_side
         )
@@ -106,7 +109,7 @@ class EmbedService:
             queue_images=self.limits.queue_images,
             max_queue_delay_s=self.spec.max_queue_delay_us / 1e6,
             instances=self.spec.instance_count,
-            on_batch=self.metrics.batch,
+            on_batch=self._count_batch,
         )
 
     async def start(self) -> None:
@@ -154,59 +157,42 @@ class EmbedService:
             RequestError: The request as a whole failed: no_images, too_many_images, overloaded,
                 bad_base64, draining, internal, deadline_exceeded.
         """
-        if not pictures:
-            raise RequestError("no_images")
-        if len(pictures) > self.limits.max_images:
-            raise RequestError("too_many_images")
-        limit_s = self.limits.deadline_seconds
         result = EmbedResult()
-        try:
-            with self.batcher.admit(
-                len(pictures), outputs, deadline=time.monotonic() + limit_s
-            ) as job:
-                async with asyncio.timeout(limit_s):
-                    queued = await self._decode_all(job, pictures, result.timings)
-                    for decoded in queued:
-                        result.items.append(
-                            await self._finish(decoded, outputs, normalize, result.timings)
-                        )
-        except TimeoutError as error:
-            raise self._failed("deadline_exceeded", len(pictures)) from error
-        except EngineError as error:
-            raise self._failed("internal", len(pictures)) from error
-        except RequestError as error:
-            self.metrics.image(error.code, len(pictures))
-            raise
+        async with self._admitted(len(pictures), outputs, result.timings) as job:
+            queued = await self._decode_all(job, pictures, result.timings)
+            for decoded in queued:
+                result.items.append(await self._finish(decoded, outputs, normalize, result.timings))
         self.metrics.image("ok", sum(isinstance(item, Embedded) for item in result.items))
         return result
 
-    async def encode_pixels(self, pixels: Sequence[Pixels], outputs: Sequence[str]) -> list[Row]:
+    async def encode_pixels(
+        self, images: Pixels, outputs: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
         """Encodes images that are already an encoder's pixels, as KServe v2 sends them.
 
         Args:
-            pixels: Each (S, S, 3) uint8.
+            images: (N, S, S, 3) uint8.
             outputs: As `check_outputs` returned them.
+
+        Returns:
+            Each output as (N, ...) float32, not normalised.
 
         Raises:
             RequestError: As `embed`; invalid_embedding for any image fails the request.
         """
-        limit_s = self.limits.deadline_seconds
-        try:
-            with self.batcher.admit(
-                len(pixels), outputs, deadline=time.monotonic() + limit_s
-            ) as job:
-                async with asyncio.timeout(limit_s):
-                    futures = [job.submit(image) for image in pixels]
-                    rows = [await future for future in futures]
-        except TimeoutError as error:
-            raise self._failed("deadline_exceeded", len(pixels)) from error
-        except EngineError as error:
-            raise self._failed("internal", len(pixels)) from error
-        for row in rows:
-            if not row.batch.is_usable(row.row, outputs):
-                raise self._failed("invalid_embedding", len(pixels))
-        self.metrics.image("ok", len(pixels))
-        return rows
+        timings = Timings()
+        async with self._admitted(len(images), outputs, timings) as job:
+            futures = [job.submit(image) for image in images]
+            rows = [await future for future in futures]
+            timings.queue = max(row.queue_s for row in rows)
+            timings.infer = max(row.infer_s for row in rows)
+            if not all(row.batch.is_usable(row.row, outputs) for row in rows):
+                raise RequestError("invalid_embedding")
+        self.metrics.image("ok", len(images))
+        return {
+            name: np.stack([row.batch.take(row.row, name, normalize=False) for row in rows])
+            for name in outputs
+        }
 
     async def encode_canary(self, certificate: Certificate) -> None:
         """Runs one canary past the queue's bound, to see that the engine still answers right.
@@ -303,6 +289,46 @@ class EmbedService:
         vectors = {name: row.batch.take(row.row, name, normalize=normalize) for name in outputs}
         return Embedded(vectors, queued.width, queued.height)
 
-    def _failed(self, code: str, images: int) -> RequestError:
-        self.metrics.image(code, images)
-        return RequestError(code)
+    @asynccontextmanager
+    async def _admitted(
+        self, images: int, outputs: Sequence[str], timings: Timings
+    ) -> AsyncIterator[Job[VectorBatch]]:
+        """Takes permits and sets the deadline; every way out is counted once.
+
+        Raises:
+            RequestError: no_images, too_many_images, overloaded, draining, deadline_exceeded,
+                internal, and what the work itself raises.
+        """
+        started = time.monotonic()
+        limit_s = self.limits.deadline_seconds
+        try:
+            if not images:
+                raise RequestError("no_images")
+            if images > self.limits.max_images:
+                raise RequestError("too_many_images")
+            with self.batcher.admit(images, outputs, deadline=started + limit_s) as job:
+                async with asyncio.timeout(limit_s):
+                    yield job
+        except TimeoutError as error:
+            raise self._failed(RequestError("deadline_exceeded"), images, started) from error
+        except EngineError as error:
+            raise self._failed(RequestError("internal"), images, started) from error
+        except RequestError as error:
+            self._failed(error, images, started)
+            raise
+        self.stats.succeeded(
+            images,
+            time.monotonic() - started,
+            queue_s=timings.queue,
+            input_s=timings.decode,
+            infer_s=timings.infer,
+        )
+
+    def _failed(self, error: RequestError, images: int, started: float) -> RequestError:
+        self.metrics.image(error.code, images)
+        self.stats.failed(time.monotonic() - started)
+        return error
+
+    def _count_batch(self, images: int, seconds: float) -> None:
+        self.metrics.batch(images)
+        self.stats.batch(images, seconds)
