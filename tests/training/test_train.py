@@ -16,7 +16,9 @@ from amdim_training.checkpoint import load_checkpoint, run_checkpoints
 from amdim_training.config import EncoderConfig, LossConfig, TrainConfig
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import ConfigError, DataError
-from amdim_training.train import train, train_step
+from amdim_training.run import Run
+from amdim_training.step import train_step
+from amdim_training.train import train
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ def make_config(write_pack, tmp_path: Path):
                 "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 2, "steps": 6,
                 "schedule": "linear",
             },
+            "loss": {},
             "run": {
                 "out": str(tmp_path / "run"), "precision": "fp32", "log_every": 1, "save_every": 3,
             },
@@ -79,9 +82,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_ones_losses_exactly(make_config
 
 def stop_after(patch: pytest.MonkeyPatch, updates: int) -> None:
     """Raises SIGTERM for this process after so many updates, as a scheduler would."""
-    from amdim_training import train as module
-
-    original = module._Run.update
+    original = Run.update
     made = 0
 
     def update(self, *args):
@@ -92,7 +93,7 @@ def stop_after(patch: pytest.MonkeyPatch, updates: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return terms
 
-    patch.setattr(module._Run, "update", update)
+    patch.setattr(Run, "update", update)
 
 
 def test_only_the_newest_checkpoints_are_kept(make_config) -> None:
@@ -152,6 +153,35 @@ def test_auto_precision_is_measured_and_leaves_no_trace(make_config, tmp_path) -
     train(named)
     losses = [[r["total"] for r in records(c, "step")] for c in (config, named)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_with_parts_and_an_average_resumes_exactly(make_config, tmp_path) -> None:
+    optim = {"part_size": 4, "ema_decay": 0.9}
+    whole = make_config(optim=optim)
+    train(whole)
+    halved = make_config(optim=optim, run={"out": str(tmp_path / "halved")})
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        train(halved)
+    train(halved)
+    for averaged in (False, True):
+        first, second = (
+            load_checkpoint(config.run.out, averaged=averaged).encoder.state_dict()
+            for config in (whole, halved)
+        )
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), (averaged, key)
+    plain = load_checkpoint(whole.run.out).encoder.state_dict()
+    average = load_checkpoint(whole.run.out, averaged=True).encoder.state_dict()
+    assert not torch.equal(plain["head5.conv1.weight"], average["head5.conv1.weight"])
+
+
+def test_local_dim_trains_one_task_alone(make_config) -> None:
+    config = make_config(loss={"tasks": ["1to7"]}, data={"without": ["jitter", "gray", "crop"]})
+    train(config)
+    record = records(config, "step")[-1]
+    assert record["global_to_5"] == record["five_to_5"] == 0.0
+    assert record["total"] == pytest.approx(record["global_to_7"] + record["penalty"], abs=1e-3)
 
 
 def test_one_batch_overfits() -> None:

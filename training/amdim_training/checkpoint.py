@@ -28,6 +28,7 @@ FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "training_state.safetensors"
+AVERAGED_FILE = "averaged.safetensors"
 _STEP_PREFIX = "step-"
 
 
@@ -57,8 +58,12 @@ def load_encoder(path: str | Path) -> AmdimEncoder:
     return load_checkpoint(path).encoder
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, averaged: bool = False) -> Checkpoint:
     """Returns everything a checkpoint folder (or a run's newest one) says of its encoder.
+
+    Args:
+        path: The folder.
+        averaged: Whether to take the averaged weights instead of the last ones.
 
     Raises:
         CheckpointError: Nothing there, or the files are broken or of another shape; the message
@@ -74,7 +79,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: missing or unknown key {error}") from error
     encoder = AmdimEncoder(config)
-    load_weights(encoder, _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    weights = folder / (AVERAGED_FILE if averaged else WEIGHTS_FILE)
+    load_weights(encoder, _read_tensors(weights), weights)
     return Checkpoint(encoder.eval(), normalization, meta, folder)
 
 
@@ -108,6 +114,7 @@ def save_checkpoint(
     *,
     meta: Mapping[str, Any] | None = None,
     state: Mapping[str, Tensor] | None = None,
+    averaged: AmdimEncoder | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Writes a checkpoint folder beside its place and renames it there.
@@ -118,6 +125,7 @@ def save_checkpoint(
         normalization: What its pixels were normalised with.
         meta: More JSON values for `config.json`.
         state: Tensors a training run needs to go on.
+        averaged: The same encoder with averaged weights.
         dtype: What floating weights are stored as; float16 halves the file.
 
     Raises:
@@ -132,14 +140,12 @@ def save_checkpoint(
         "encoder": dataclasses.asdict(encoder.config),
         "normalization": dataclasses.asdict(normalization),
     }
-    weights = {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-        for key, value in encoder.state_dict().items()
-    }
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         aside.mkdir(parents=True)
-        save_file(weights, aside / WEIGHTS_FILE)
+        save_file(_weights(encoder, dtype), aside / WEIGHTS_FILE)
+        if averaged is not None:
+            save_file(_weights(averaged, dtype), aside / AVERAGED_FILE)
         if state is not None:
             save_file(dict(state), aside / STATE_FILE)
         (aside / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -149,6 +155,13 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"{folder} could not be written: {error}") from error
     return folder
+
+
+def _weights(encoder: AmdimEncoder, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for key, value in encoder.state_dict().items()
+    }
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -168,6 +181,16 @@ def load_state(folder: Path) -> dict[str, Tensor]:
         CheckpointError: The checkpoint has none, or the file is broken.
     """
     return _read_tensors(folder / STATE_FILE)
+
+
+def load_averaged(folder: Path) -> dict[str, Tensor] | None:
+    """Returns a checkpoint's averaged weights, or None where it has none.
+
+    Raises:
+        CheckpointError: The file is broken.
+    """
+    path = folder / AVERAGED_FILE
+    return _read_tensors(path) if path.exists() else None
 
 
 def resolve(path: str | Path) -> Path:

@@ -111,6 +111,12 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 1e-5
     """L2, coupled, on every trained parameter."""
+    part_size: int = 0
+    """Images encoded at a time; 0 is the whole batch, less fits one too large for memory."""
+    ema_decay: float = 0.0
+    """Share of the averaged weights kept at each update; 0 keeps no average."""
+    batch_norm: Literal["local", "global"] = "local"
+    """Over several processes: whether each normalises by its own part or by the whole batch."""
     warmup_steps: int = 500
     steps: int = 0
     """Updates in all; 0 says that `epochs` decides."""
@@ -137,6 +143,8 @@ class RunConfig:
     """`auto` times fp32 and bf16 on the machine at hand before the first step."""
     compile: bool = False
     """Whether torch.compile builds the encoder."""
+    deterministic: bool = False
+    """Whether only algorithms that repeat to the last bit may run."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     log_every: int = 50

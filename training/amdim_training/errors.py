@@ -4,6 +4,7 @@ TrainingError
 |-- ConfigError       a configuration names something unknown or out of range
 |-- CheckpointError   a checkpoint is missing, broken or of another shape
 |-- DataError         a data source is missing or holds nothing usable
+|-- DivergedError     a loss is no longer finite
 `-- ShapeError        tensors disagree on a size
 """
 
@@ -24,6 +25,10 @@ class CheckpointError(TrainingError):
 
 class DataError(TrainingError):
     """A data source is missing or holds nothing usable."""
+
+
+class DivergedError(TrainingError):
+    """A loss is no longer finite."""
 
 
 class ShapeError(TrainingError):

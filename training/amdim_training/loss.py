@@ -23,8 +23,10 @@ TASKS: tuple[Task, ...] = ("1to5", "1to7", "5to5")
 class Batch(Protocol):
     """The images a loss spans, of which this process holds some (`distributed.GlobalBatch`)."""
 
-    rank: int
-    """This process's place: its n images are number rank * n and on."""
+    @property
+    def rank(self) -> int:
+        """This process's place: its n images are number rank * n and on."""
+        ...
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Returns every process's (n, ...) rows as (N, ...), gradients passing through."""

@@ -1,0 +1,249 @@
+"""One training run's state: encoder, optimiser, place in the schedule, checkpoints.
+
+`Run.update` is a whole update; when to log, score and save is for `train` to say.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amdim_training.accumulation import backward_in_parts
+from amdim_training.averaging import WeightAverage
+from amdim_training.checkpoint import (
+    load_averaged,
+    load_checkpoint,
+    load_state,
+    load_weights,
+    run_checkpoints,
+    save_checkpoint,
+    step_folder,
+)
+from amdim_training.config import Precision, TrainConfig
+from amdim_training.distributed import GlobalBatch
+from amdim_training.encoder import AmdimEncoder
+from amdim_training.errors import ConfigError
+from amdim_training.loss import LossTerms, draw_sources
+from amdim_training.precision import autocast
+from amdim_training.schedule import learning_rate
+from amdim_training.step import objective, train_step
+from amdim_training.training_state import optimizer_tensors, restore_optimizer
+from amdim_training.views import draw_pair, views_config
+
+KEPT_CHECKPOINTS = 2
+NORM_BATCHES = 32
+"""Batches of training views that the averaged encoder's batch norms are recomputed on."""
+
+
+class Run:
+    """A run that begins afresh, from another's checkpoint, or where its own folder left it.
+
+    Args:
+        config: The run.
+        pixels: (N, P, P, 3) uint8 training images, on the device.
+        batch: This process's part of the batch, where there are several.
+
+    Raises:
+        ConfigError: The folder holds a run of another configuration, or the device cannot do
+            what is asked.
+        CheckpointError: The checkpoint to go on from is broken.
+    """
+
+    def __init__(
+        self, config: TrainConfig, pixels: Tensor, batch: GlobalBatch | None = None
+    ) -> None:
+        self.config, self.pixels, self.batch = config, pixels, batch
+        self.device = pixels.device
+        self.folder = Path(config.run.out)
+        self.views = views_config(config.data.views, config.data.without)
+        self.steps_per_epoch = len(pixels) // config.optim.batch_size
+        self.steps = config.optim.steps or config.optim.epochs * self.steps_per_epoch
+        self.step = 0
+        self._order: tuple[int, Tensor] | None = None
+        torch.manual_seed(config.run.seed)
+        self.encoder = AmdimEncoder(config.encoder).to(self.device)
+        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = _adam(config, self.encoder)
+        self.average = (
+            WeightAverage(self.encoder, config.optim.ema_decay) if config.optim.ema_decay else None
+        )
+        self._restore()
+        self._forward = self._wrapped()
+        self.encoder.train()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that logs and saves."""
+        return self.batch is None or self.batch.rank == 0
+
+    def update(self, precision: Precision) -> LossTerms:
+        """Makes one update; everything random in it follows from the seed and its number."""
+        optim = self.config.optim
+        rank, world = (self.batch.rank, self.batch.world_size) if self.batch else (0, 1)
+        indices = self._batch_indices()
+        n = len(indices) // world
+        mine = slice(rank * n, (rank + 1) * n)
+        generator = self._generator(rank)
+        views = self._draw(self.pixels[indices[mine].to(self.device)], generator)
+        drawn = draw_sources(n, device=self.device, generator=generator)
+        rate = learning_rate(optim, self.step, self.steps, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        if optim.part_size:
+
+            def encode(images: Tensor) -> Any:
+                with autocast(self.device, precision):
+                    return self._forward(images)
+
+            terms = backward_in_parts(
+                self.encoder,
+                encode,
+                lambda a, b: objective(a, b, self.config.loss, sources=drawn),
+                views,
+                part=optim.part_size,
+            )
+        else:
+            terms = train_step(
+                self._forward,
+                self.config.loss,
+                views,
+                precision=precision,
+                sources=drawn,
+                batch=self.batch,
+            )
+            terms.total.backward()
+        self.optimizer.step()
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.encoder)
+        return terms
+
+    def trial_step(self, precision: Precision) -> None:
+        """Runs a step's forward and backward pass and leaves no trace of it."""
+        buffers = {key: value.clone() for key, value in self.encoder.named_buffers()}
+        views = self._draw(self.pixels[: self.config.optim.batch_size], self._generator(0))
+        drawn = draw_sources(len(views[0]), device=self.device, generator=self._generator(1))
+        terms = train_step(
+            self._forward, self.config.loss, views, precision=precision, sources=drawn
+        )
+        terms.total.backward()
+        terms.total.item()  # waits for the device
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for key, value in self.encoder.named_buffers():
+                value.copy_(buffers[key])
+
+    def save(self) -> Path:
+        """Writes a checkpoint to go on from and drops all but the newest few."""
+        folder = step_folder(self.folder, self.step)
+        if self.is_first and not folder.exists():
+            averaged = None
+            if self.average is not None:
+                averaged = self.average.refresh_norms(self._norm_views())
+            save_checkpoint(
+                folder,
+                self.encoder,
+                self.views.normalization,
+                meta={"step": self.step, "train": self.config.to_dict()},
+                state=optimizer_tensors(self.optimizer, self.encoder.named_parameters()),
+                averaged=averaged,
+            )
+            for old in run_checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def _draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        size = self.config.encoder.image_size
+        first, second = draw_pair(images, size, self.views, generator)
+        return (
+            first.contiguous(memory_format=torch.channels_last),
+            second.contiguous(memory_format=torch.channels_last),
+        )
+
+    def _generator(self, rank: int) -> torch.Generator:
+        seed = self.config.run.seed * 1_000_003 + self.step + rank * 1_000_000_007
+        return torch.Generator().manual_seed(seed)
+
+    def _norm_views(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.step)
+        size = min(self.config.optim.batch_size, 256)
+        for _ in range(NORM_BATCHES):
+            indices = torch.randint(len(self.pixels), (size,), generator=generator)
+            yield self._draw(self.pixels[indices.to(self.device)], generator)[0]
+
+    def _batch_indices(self) -> Tensor:
+        """Returns (N,) int64 places of this update's images; an epoch's last part is dropped."""
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.config.run.seed * 7_919 + epoch)
+            self._order = epoch, torch.randperm(len(self.pixels), generator=generator)
+        size = self.config.optim.batch_size
+        return self._order[1][place * size : (place + 1) * size]
+
+    def _wrapped(self) -> Callable[[Tensor], Any]:
+        """Returns the encoder's forward pass as this run wants it: spread, compiled, or plain."""
+        optim, encoder = self.config.optim, self.encoder
+        if self.batch is None:
+            return torch.compile(encoder) if self.config.run.compile else encoder
+        if optim.part_size:
+            raise ConfigError("optim.part_size is for one process; give each a smaller batch")
+        if optim.batch_size % self.batch.world_size:
+            raise ConfigError(f"{self.batch.world_size} processes do not divide the batch evenly")
+        if optim.batch_norm == "global":
+            if self.device.type != "cuda":
+                raise ConfigError("optim.batch_norm = global needs GPUs; local works anywhere")
+            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+        return nn.parallel.DistributedDataParallel(
+            encoder,
+            broadcast_buffers=False,  # two forward passes precede one backward pass
+            find_unused_parameters=len(self.config.loss.tasks) < 3,  # a head may be idle
+        )
+
+    def _restore(self) -> None:
+        saved = run_checkpoints(self.folder)
+        if saved:
+            checkpoint = load_checkpoint(saved[-1])
+            self._check_same_run(checkpoint.meta)
+            self.step = int(checkpoint.meta["step"])
+        elif self.config.run.init_from:
+            checkpoint = load_checkpoint(self.config.run.init_from)
+            if checkpoint.encoder.config != self.config.encoder:
+                raise ConfigError("init_from holds an encoder of another shape")
+        else:
+            return
+        load_weights(self.encoder, checkpoint.encoder.state_dict(), checkpoint.path)
+        state = load_state(checkpoint.path)
+        restore_optimizer(self.optimizer, self.encoder.named_parameters(), state)
+        if self.average is not None:
+            self.average = WeightAverage(self.encoder, self.config.optim.ema_decay)
+            averaged = load_averaged(checkpoint.path)
+            if averaged is not None:
+                load_weights(self.average.encoder, averaged, checkpoint.path)
+                self.average.updates = self.step
+
+    def _check_same_run(self, meta: Mapping[str, Any]) -> None:
+        # read back rather than compared as JSON: a key that is newer than the run has its default
+        was = TrainConfig.from_dict(meta.get("train", {}))
+        for section in ("encoder", "loss", "data", "optim"):
+            if getattr(was, section) != getattr(self.config, section):
+                raise ConfigError(
+                    f"{self.folder} holds a run with another [{section}]; "
+                    "choose another run.out, or begin from it with run.init_from"
+                )
+
+
+def _adam(config: TrainConfig, encoder: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(
+        encoder.parameters(),
+        lr=config.optim.learning_rate,
+        betas=config.optim.betas,
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+        fused=True,
+    )

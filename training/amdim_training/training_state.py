@@ -1,0 +1,38 @@
+"""What a run needs to go on exactly where it stopped, as named tensors for safetensors.
+
+Knows the shape of Adam's state and nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def optimizer_tensors(optimizer: Optimizer, parameters: Named) -> dict[str, Tensor]:
+    """Returns Adam's state of every named parameter as `<quantity>/<name>`, on the CPU."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: Optimizer, parameters: Named, tensors: Mapping[str, Tensor]
+) -> None:
+    """Puts back what `optimizer_tensors` returned; parameters it does not name start afresh."""
+    for name, parameter in parameters:
+        if f"step/{name}" not in tensors:
+            continue
+        state = {"step": tensors[f"step/{name}"].clone()}
+        for key in _MOMENTS:  # in the parameter's own memory format, or the first step copies
+            state[key] = torch.empty_like(parameter).copy_(tensors[f"{key}/{name}"])
+        optimizer.state[parameter] = state
