@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from amdim_clients.gateway import AsyncEmbedClient, EmbedClient
     from amdim_clients.images import DecodedImage, ImageLimits, Preprocess, decode_image
     from amdim_clients.results import EmbedResult
+    from amdim_clients.triton import AsyncTritonEncoder, TritonEncoder
 
 _HOMES = {
     "AsyncEmbedClient": "gateway",
+    "AsyncTritonEncoder": "triton",
     "ClientError": "errors",
     "DecodedImage": "images",
     "EmbedClient": "gateway",
@@ -26,12 +28,14 @@ _HOMES = {
     "ImageLimits": "images",
     "ModelSpec": "contract",
     "Preprocess": "images",
+    "TritonEncoder": "triton",
     "decode_image": "images",
     "read_model_spec": "contract",
 }
 
 __all__ = [
     "AsyncEmbedClient",
+    "AsyncTritonEncoder",
     "ClientError",
     "DecodedImage",
     "EmbedClient",
@@ -40,6 +44,7 @@ __all__ = [
     "ImageLimits",
     "ModelSpec",
     "Preprocess",
+    "TritonEncoder",
     "decode_image",
     "read_model_spec",
 ]
