@@ -69,13 +69,13 @@ def test_running_statistics_are_recorded_once() -> None:
 def test_an_average_follows_the_weights_and_gets_statistics_of_its_own() -> None:
     encoder = fresh_encoder()
     average = WeightAverage(encoder, 0.9)
-    start = encoder.head5.shortcut.bias.detach().clone()
+    start = encoder.head5.conv1.weight.detach().clone()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.mul_(1.5)
     for _ in range(200):
         average.update(encoder)
-    torch.testing.assert_close(average.encoder.head5.shortcut.bias, 1.5 * start)
+    torch.testing.assert_close(average.encoder.head5.conv1.weight, 1.5 * start)
     batches = [torch.randn(16, 3, 32, 32) for _ in range(3)]
     refreshed = average.refresh_norms(batches)
     assert not refreshed.training

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from amdim_training.config import EncoderConfig, TrainConfig
     from amdim_training.encoder import AmdimEncoder, EncoderFeatures
     from amdim_training.errors import TrainingError
+    from amdim_training.hub import from_pretrained, push_to_hub
     from amdim_training.loss import LossTerms, infomax_loss
 
 _HOMES = {
@@ -21,8 +22,10 @@ _HOMES = {
     "LossTerms": "loss",
     "TrainConfig": "config",
     "TrainingError": "errors",
+    "from_pretrained": "hub",
     "infomax_loss": "loss",
     "load_encoder": "checkpoint",
+    "push_to_hub": "hub",
 }
 
 __all__ = [
@@ -32,8 +35,10 @@ __all__ = [
     "LossTerms",
     "TrainConfig",
     "TrainingError",
+    "from_pretrained",
     "infomax_loss",
     "load_encoder",
+    "push_to_hub",
 ]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from amdim_training.config import EncoderConfig
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import CheckpointError
-from amdim_training.views import Normalization
+from amdim_training.views import PIPELINE_OF, VIEWS, Normalization
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 def load_encoder(path: str | Path) -> AmdimEncoder:
-    """Returns the encoder of a checkpoint folder or of a run's newest checkpoint.
+    """Returns the encoder of a checkpoint folder, of a run's newest, or of a reference file.
 
     Raises:
         CheckpointError: Nothing there, or the files are broken or of another shape.
@@ -59,16 +59,19 @@ def load_encoder(path: str | Path) -> AmdimEncoder:
 
 
 def load_checkpoint(path: str | Path, *, averaged: bool = False) -> Checkpoint:
-    """Returns everything a checkpoint folder (or a run's newest one) says of its encoder.
+    """Returns everything a checkpoint says of its encoder.
 
     Args:
-        path: The folder.
+        path: A folder of this package's, a run (its newest checkpoint counts), or a file of the
+            original program or of its Lightning-Bolts port.
         averaged: Whether to take the averaged weights instead of the last ones.
 
     Raises:
         CheckpointError: Nothing there, or the files are broken or of another shape; the message
             names the key or value that is wrong.
     """
+    if Path(path).is_file():
+        return _load_reference(Path(path))
     folder = resolve(path)
     meta = _read_config(folder / CONFIG_FILE)
     try:
@@ -82,6 +85,15 @@ def load_checkpoint(path: str | Path, *, averaged: bool = False) -> Checkpoint:
     weights = folder / (AVERAGED_FILE if averaged else WEIGHTS_FILE)
     load_weights(encoder, _read_tensors(weights), weights)
     return Checkpoint(encoder.eval(), normalization, meta, folder)
+
+
+def _load_reference(path: Path) -> Checkpoint:
+    from amdim_training.reference import load_reference
+
+    reference = load_reference(path)
+    normalization = VIEWS[PIPELINE_OF[reference.config.image_size]].normalization
+    meta = {"converted_from": path.name, "score_clip": reference.extras.score_clip}
+    return Checkpoint(reference.encoder, normalization, meta, path)
 
 
 def load_weights(encoder: AmdimEncoder, tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command that trains: `amdim train`. Imports torch only once it runs."""
+"""The commands that make checkpoints: `amdim train`, `amdim convert`. Torch loads once they run."""
 
 from __future__ import annotations
 
@@ -26,3 +26,36 @@ def train(
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         folder = run(settings, report=report)
     print(f"checkpoint: {folder}")
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of any kind that can be read.")],
+    target: Annotated[Path, typer.Argument(help="A folder, or a file ending in .pth.")],
+    half: Annotated[bool, typer.Option("--half", help="Store a folder's weights as fp16.")] = False,
+    averaged: Annotated[bool, typer.Option(help="Take a run's averaged weights.")] = False,
+) -> None:
+    """Convert a checkpoint: the original program's, its port's or this one's, to either layout."""
+    import torch
+
+    from amdim_training.checkpoint import load_checkpoint, save_checkpoint
+    from amdim_training.errors import CheckpointError
+    from amdim_training.reference import save_reference
+
+    checkpoint = load_checkpoint(source, averaged=averaged)
+    if target.exists():
+        raise CheckpointError(f"{target} exists already")
+    if target.suffix == ".pth":
+        save_reference(target, checkpoint.encoder)
+    else:
+        save_checkpoint(
+            target,
+            checkpoint.encoder,
+            checkpoint.normalization,
+            meta=checkpoint.meta,
+            dtype=torch.float16 if half else torch.float32,
+        )
+    shape = checkpoint.encoder.config
+    print(
+        f"{target}: {shape.image_size} px, width {shape.width}, D {shape.embed_dim}, "
+        f"depth {shape.depth}"
+    )

@@ -70,6 +70,10 @@ VIEWS: dict[ViewsName, ViewsConfig] = {
 }
 
 
+PIPELINE_OF: dict[int, ViewsName] = {32: "cifar", 64: "stl10", 128: "imagenet"}
+"""The pipeline the reference trains each image size with; its files do not say."""
+
+
 def views_config(name: ViewsName, without: Sequence[Augmentation] = ()) -> ViewsConfig:
     """Returns a pipeline by name, some of its steps left out; a view without a crop is whole."""
     none: dict[Augmentation, dict[str, Any]] = {
