@@ -26,6 +26,10 @@ from amdim_clients.space import VectorOrigin
 ENGINE_GROUP = "amdim.engines"
 DEFAULT_MODEL = "amdim"
 
+# Prepared pictures are small where they are pixels, and whole files where a gateway gets them.
+_BATCHES_PREPARED = 4
+REMOTE_LIMITS = RequestLimits(max_images=8)
+
 Vectors = Mapping[str, npt.NDArray[np.float32]]  # output -> one image's array
 
 
@@ -48,6 +52,7 @@ class Embedder(Protocol):
 
     origin: VectorOrigin
     batch_size: int  # images that `embed` likes to get at once
+    window: int  # images that may be held prepared or in preparation
 
     def prepare(self, data: bytes) -> Any:
         """What `embed` takes for one image; called from several threads.
@@ -79,6 +84,7 @@ class LocalEmbedder:
         _check_outputs(self._names, spec.outputs)
         self._encoder = encoder
         self.batch_size = spec.max_batch_size
+        self.window = _BATCHES_PREPARED * spec.max_batch_size
         self.origin = VectorOrigin(
             model=spec.name,
             version=spec.version,
@@ -125,14 +131,20 @@ class RemoteEmbedder:
         model: str | None = None,
         outputs: Sequence[str] | None = None,
         normalize: bool = True,
-        limits: RequestLimits | None = None,
+        limits: RequestLimits = REMOTE_LIMITS,
     ) -> None:
         """Take over `client`, and ask it for one picture's vectors to learn what it serves.
+
+        Args:
+            client: Made with the same `limits`.
+            model: A model of the server; None for its default.
+            outputs: Names of outputs; None for the model's default.
+            normalize: Whether vectors are scaled to length 1.
+            limits: How calls are cut into requests.
 
         Raises:
             GatewayError: The server does not answer, or not with vectors.
         """
-        limits = limits or RequestLimits()
         self._client = client
         self._options: dict[str, Any] = {
             "model": model,
@@ -140,6 +152,7 @@ class RemoteEmbedder:
             "normalize": normalize,
         }
         self.batch_size = limits.max_images * limits.concurrency
+        self.window = 2 * self.batch_size
         probe = client.embed([_probe_picture()], **self._options).raise_for_errors()
         if probe.served_by is None:
             raise EngineError("the server did not say which model it serves")

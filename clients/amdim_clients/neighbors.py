@@ -5,6 +5,7 @@ Knows no storage and no pictures: rows have keys, and a score is a cosine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -143,7 +144,7 @@ def is_below(key: str, root: str) -> bool:
 
 def below_prefixes(root: str) -> tuple[str, str]:
     """What keys below `root` begin with: as a folder and as a pack."""
-    return root.rstrip("/") + "/", root + "#"
+    return root.rstrip(os.sep) + os.sep, root + "#"
 
 
 def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

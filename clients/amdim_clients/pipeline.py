@@ -22,9 +22,6 @@ from amdim_clients.errors import ImageError, SourceError
 from amdim_clients.inputs import ImageFailure
 from amdim_clients.walk import ImageSource
 
-# Batches decoded ahead of the one being embedded.
-_BATCHES_AHEAD = 3
-
 
 @dataclass(frozen=True)
 class Record:
@@ -65,7 +62,7 @@ def embed_sources(
     """Vectors of all sources, a batch at a time, order kept among those that have one.
 
     Args:
-        sources: Read lazily, at most a few batches ahead.
+        sources: Read lazily, at most the embedder's window ahead.
         embedder: Called from the calling thread only.
         workers: Threads that read and decode; default one per core.
         is_known: Whether the picture `key` with that content needs no vector any more.
@@ -81,7 +78,7 @@ def embed_sources(
         remaining = iter(sources)
         try:
             while True:
-                _fill(waiting, remaining, pool, prepare, limit=size * (1 + _BATCHES_AHEAD))
+                _fill(waiting, remaining, pool, prepare, limit=embedder.window)
                 if not waiting:
                     break
                 item = waiting.popleft().result()

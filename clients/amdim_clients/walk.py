@@ -79,7 +79,7 @@ def count_images(paths: Iterable[str | Path]) -> int | None:
     total = 0
     for root in expand_roots(paths):
         for file in _files(root):
-            inside = count_in_pack(file) if _is_pack(file) else 1
+            inside = _count(file) if _is_pack(file) else 1
             if inside is None:
                 return None
             total += inside
@@ -111,9 +111,19 @@ def read_keys(keys: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
+def _count(pack: Path) -> int | None:
+    try:
+        return count_in_pack(pack)
+    except SourceError:
+        return 1  # the walk reports it
+
+
 def _walk_root(root: Path) -> Iterator[ImageSource]:
     for file in _files(root):
-        if not _is_pack(file):
+        if not _is_utf8(file):
+            readable = os.fsencode(file).decode("utf-8", "replace")
+            yield ImageSource(readable, partial(_fail, f"the name of {readable} is not UTF-8"))
+        elif not _is_pack(file):
             yield ImageSource(str(file), file.read_bytes)
         elif file == root:
             yield from _walk_pack(file)
@@ -156,6 +166,15 @@ def _files(root: Path) -> Iterator[Path]:
             suffix = Path(name).suffix.lower()
             if not name.startswith(".") and (suffix in IMAGE_SUFFIXES or suffix in PACK_READERS):
                 yield Path(folder, name)
+
+
+def _is_utf8(file: Path) -> bool:
+    """Whether a name is text that an index or a file of vectors can hold."""
+    try:
+        str(file).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_pack(file: Path) -> bool:

@@ -31,7 +31,7 @@ QUICK = RetryPolicy(max_retries=2, first_wait_s=0.001)
 class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, config, encode):
         self.config, self.encode = config, encode
-        self.failures: list[grpc.StatusCode] = []
+        self.failures: list[object] = []
         self.batches: list[int] = []
         self.metadata: list[dict[str, str]] = []
         self.damage = lambda array: array

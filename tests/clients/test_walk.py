@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 
@@ -105,6 +106,7 @@ def test_pack_that_is_none_is_an_error_alone_and_a_failure_in_a_folder(photo_fol
     for name in ("vectors.parquet", "bad.zip", "bad.tar"):
         with pytest.raises(SourceError):
             list(walk_images([photo_folder / name]))
+    assert count_images([photo_folder]) == 25 or count_images([photo_folder]) is None
     failing = {}
     for source in walk_images([photo_folder]):
         try:
@@ -115,6 +117,14 @@ def test_pack_that_is_none_is_an_error_alone_and_a_failure_in_a_folder(photo_fol
         str(photo_folder / n) for n in ("vectors.parquet", "bad.zip", "bad.tar")
     }
     assert "struct column image" in failing[str(bad)]
+
+
+def test_name_that_is_no_text_is_a_failure(photo_folder, photo_bytes):
+    with open(os.fsencode(photo_folder) + b"/\xff.jpg", "wb") as file:
+        file.write(photo_bytes(0))
+    (odd,) = (s for s in walk_images([photo_folder]) if s.key.endswith("/\ufffd.jpg"))
+    with pytest.raises(SourceError, match="not UTF-8"):
+        odd.read()
 
 
 def test_keys_are_found_again_and_what_is_gone_is_left_out(photo_folder, parquet_pack, photo_bytes):

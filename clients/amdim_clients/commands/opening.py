@@ -32,9 +32,8 @@ def open_embedder(
     embedder: Embedder
     if url is not None:
         from amdim_clients.gateway import EmbedClient
-        from amdim_clients.inputs import RequestLimits
 
-        limits = RequestLimits()
+        limits = embedders.REMOTE_LIMITS
         embedder = embedders.RemoteEmbedder(
             EmbedClient(url, api_key=api_key, limits=limits),
             model=model,
