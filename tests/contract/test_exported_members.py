@@ -1,21 +1,14 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 
-def modules_of(package: str) -> list[ModuleType]:
-    top = importlib.import_module(package)
-    found = pkgutil.walk_packages(top.__path__, package + ".")
-    return [top, *(importlib.import_module(each.name) for each in found)]
-
-
-def test_every_exported_member_exists(package: str) -> None:
-    for module in modules_of(package):
+def test_every_exported_member_exists(modules: list[ModuleType]) -> None:
+    for module in modules:
         for name in getattr(module, "__all__", ()):
             assert getattr(module, name, None) is not None, f"{module.__name__}.{name}"
 
@@ -32,8 +25,8 @@ def test_a_name_that_is_not_exported_is_an_attribute_error(package: str) -> None
     assert not hasattr(importlib.import_module(package), "no_such_name")
 
 
-def test_every_module_says_why_it_exists(package: str) -> None:
-    for module in modules_of(package):
+def test_every_module_says_why_it_exists(modules: list[ModuleType]) -> None:
+    for module in modules:
         assert (module.__doc__ or "").strip(), module.__name__
 
 

