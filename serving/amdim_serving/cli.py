@@ -21,6 +21,9 @@ def log_to_stderr() -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to bind. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one. [8000]")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="KServe v2 gRPC port; 0 takes a free one. [port + 1]")
+    ] = None,
     repository: Annotated[
         Path | None, typer.Option(help="Model repository. [./model_repository]")
     ] = None,
@@ -57,6 +60,7 @@ def serve(
     settings = load_settings(
         host=host,
         port=port,
+        grpc_port=grpc_port,
         model_repository=repository,
         model=model,
         model_version=model_version,

@@ -5,6 +5,7 @@ Knows neither REST nor gRPC; those translate to and from this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ def images_from_bytes(data: bytes | memoryview, shape: Sequence[int]) -> NDArray
     Raises:
         RequestError: bad_request, when the data is not as long as the shape says.
     """
-    if len(data) != int(np.prod(shape, dtype=np.int64)):
+    if len(data) != math.prod(shape):
         raise RequestError("bad_request", "The input's data is not as long as its shape says.")
     return np.frombuffer(data, np.uint8).reshape(tuple(shape))
 
@@ -103,7 +104,7 @@ def images_from_numbers(values: Any, shape: Sequence[int]) -> NDArray[np.uint8]:
         array = np.asarray(values)
     except ValueError:  # lists of unequal lengths
         array = np.empty(0, object)
-    if array.dtype.kind not in "iu" or array.size != int(np.prod(shape, dtype=np.int64)):
+    if array.dtype.kind not in "iu" or array.size != math.prod(shape):
         raise RequestError("bad_request", "The input's data does not fit its shape.")
     if array.min() < 0 or array.max() > 255:
         raise RequestError("bad_request", "A value of the input is not in 0..255.")

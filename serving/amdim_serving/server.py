@@ -14,11 +14,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
+import grpc  # type: ignore[import-untyped]  # publishes no types
 import uvicorn
 
 from amdim_serving.app import create_app
 from amdim_serving.errors import StartError
 from amdim_serving.gateway import Gateway, build_gateway
+from amdim_serving.kserve_grpc import create_grpc_server
 from amdim_serving.protocol import protocol_with
 from amdim_serving.settings import Settings
 
@@ -69,17 +71,22 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self._began = started
+        self._grpc: grpc.aio.Server | None = None
         self._drain_task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts listening and says so, with what serves and how long it took."""
+        grpc_port = self._bind_grpc()  # before anything that would have to be undone
         await super().startup(sockets)
+        if self._grpc is not None:
+            await self._grpc.start()
         spec, info = self._gateway.service.spec, self._gateway.service.engine.info
         address = sockets[0].getsockname() if sockets else ("", 0)
         _log.info(
-            "ready on http://%s:%d in %.2f s: %s version %s, %s %s on %s, %d threads",
+            "ready on http://%s:%d (gRPC %s) in %.2f s: %s version %s, %s %s on %s, %d threads",
             address[0],
             address[1],
+            grpc_port or "off",
             time.monotonic() - self._began,
             spec.name,
             spec.version,
@@ -88,6 +95,32 @@ class _DrainingServer(uvicorn.Server):
             info.provider,
             info.threads,
         )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drains HTTP and gRPC together."""
+        grace_s = self._gateway.settings.drain_timeout
+        stops = [] if self._grpc is None else [self._grpc.stop(grace_s)]
+        await asyncio.gather(super().shutdown(sockets), *stops)
+
+    def _bind_grpc(self) -> int:
+        """Makes the gRPC server and returns its port; 0 without one.
+
+        Raises:
+            StartError: The port was named and is taken.
+        """
+        settings = self._gateway.settings
+        wanted = settings.grpc_port
+        port = wanted if wanted is not None else (settings.port and settings.port + 1)
+        server = create_grpc_server(self._gateway)
+        try:
+            bound: int = server.add_insecure_port(f"{settings.host}:{port}")
+        except RuntimeError as error:
+            if wanted is not None:
+                raise StartError(f"port {port} on {settings.host} is in use") from error
+            _log.warning("port %d is in use: serving without gRPC; name one with --grpc-port", port)
+            return 0
+        self._grpc = server
+        return bound
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -35,6 +35,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    grpc_port: Port | None = None
+    """KServe v2 over gRPC; not given: one above `port`, and done without where that is taken."""
     model_repository: Path | None = None
     model: str = "amdim"
     model_version: str | None = None

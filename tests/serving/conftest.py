@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -200,3 +205,56 @@ def encode_picture(size: tuple[int, int] = (120, 90), kind: str = "JPEG", seed: 
 @pytest.fixture(scope="session")
 def make_picture() -> Callable[..., bytes]:
     return encode_picture
+
+
+class Server:
+    """A real `amdim serve` process on free ports."""
+
+    def __init__(self, repository: Path, *flags: str) -> None:
+        command = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0"]
+        self.process = subprocess.Popen(
+            [*command, "--repository", str(repository), *flags], stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        self.lines = []
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(
+                r"ready on http://127\.0\.0\.1:(\d+) \(gRPC (\d+|off)\) in", line
+            ):
+                self.port = int(found[1])
+                self.grpc_port = int(found[2])
+                break
+        else:
+            pytest.fail("the server did not start: " + "".join(self.lines))
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def running(repository: Path, *flags: str) -> Iterator[Server]:
+    server = Server(repository, *flags)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+        if server.process.stderr is not None:
+            server.process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def running_server() -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    """Starts a server on a repository, with flags; ends it on leaving."""
+    return running
+
+
+@pytest.fixture(scope="session")
+def served(repository: Path) -> Iterator[Server]:
+    """One server for the tests that only ask."""
+    with running(repository) as server:
+        yield server

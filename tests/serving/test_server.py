@@ -4,60 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from amdim_serving.errors import CanaryError
+from amdim_serving.server import serve
+from amdim_serving.settings import load_settings
+
 Picture = Callable[..., bytes]
+Running = Callable[..., contextlib.AbstractContextManager[Any]]
 
 
-class Server:
-    def __init__(self, repository: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0"]
-        self.process = subprocess.Popen(
-            [*command, "--repository", str(repository), *flags], stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        self.lines = []
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"ready on http://127\.0\.0\.1:(\d+) in", line):
-                self.port = int(found[1])
-                break
-        else:
-            pytest.fail("the server did not start: " + "".join(self.lines))
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-
-@contextlib.contextmanager
-def running(repository: Path, *flags: str) -> Iterator[Server]:
-    server = Server(repository, *flags)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
-        if server.process.stderr is not None:
-            server.process.stderr.close()
-
-
-def test_the_road_of_a_photo_and_of_what_is_none(repository: Path, make_picture: Picture) -> None:
+def test_the_road_of_a_photo_and_of_what_is_none(
+    running_server: Running, repository: Path, make_picture: Picture
+) -> None:
     photo = make_picture((640, 480))
-    with running(repository, "--drain-delay", "0.3") as server, httpx.Client() as client:
+    with running_server(repository, "--drain-delay", "0.3") as server, httpx.Client() as client:
         url = server.url + "/embed"
         first = client.post(url, content=photo, headers={"Content-Type": "image/jpeg"})
         vector = first.json()["data"][0]["embedding"]
@@ -86,9 +58,11 @@ def test_the_road_of_a_photo_and_of_what_is_none(repository: Path, make_picture:
         assert server.process.wait(20) == 0
 
 
-def test_a_drain_answers_what_was_accepted(repository: Path, make_picture: Picture) -> None:
+def test_a_drain_answers_what_was_accepted(
+    running_server: Running, repository: Path, make_picture: Picture
+) -> None:
     files = [("images", make_picture((900, 900), "PNG"))] * 20
-    with running(repository, "--drain-delay", "0", "--decode-threads", "1") as server:
+    with running_server(repository, "--drain-delay", "0", "--decode-threads", "1") as server:
         body = httpx.Request("POST", server.url + "/embed", files=files)
         body.read()
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -119,22 +93,18 @@ def test_a_taken_port_is_one_sentence(repository: Path) -> None:
 
 
 def test_wrong_canaries_refuse_to_serve(lying_repository: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0",
-         "--repository", str(lying_repository)],
-        capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
-    assert ran.returncode == 1
-    assert "does not reproduce the certificate" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    with pytest.raises(CanaryError, match="does not reproduce the certificate"):
+        serve(load_settings(port=0, model_repository=lying_repository))
 
 
-def test_slow_connections_are_closed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_connections_are_closed(
+    running_server: Running, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AMDIM_HEADER_SECONDS", "0.3")
     monkeypatch.setenv("AMDIM_BODY_SECONDS", "0.3")
     half_head = b"POST /embed HTTP/1.1\r\nHost: x\r\n"
     half_body = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc"
-    with running(repository) as server:
+    with running_server(repository) as server:
         for sent in (b"", half_head, half_body):
             with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
                 connection.sendall(sent)
@@ -143,9 +113,11 @@ def test_slow_connections_are_closed(repository: Path, monkeypatch: pytest.Monke
                 assert b'"body_timeout"' in answer
 
 
-def test_a_client_that_leaves_has_its_work_dropped(repository: Path, make_picture: Picture) -> None:
+def test_a_client_that_leaves_has_its_work_dropped(
+    running_server: Running, repository: Path, make_picture: Picture
+) -> None:
     files = [("images", make_picture((900, 900), "PNG"))] * 60
-    with running(repository, "--decode-threads", "1") as server, httpx.Client() as client:
+    with running_server(repository, "--decode-threads", "1") as server, httpx.Client() as client:
         with pytest.raises(httpx.ReadTimeout):
             client.post(server.url + "/embed", files=files, timeout=0.3)
         for _ in range(100):

@@ -1,0 +1,232 @@
+"""KServe v2 over gRPC: the port that Triton's own clients talk to.
+
+Translates; the tensors' meaning is in `kserve.py`, the work in `EmbedService`. What is not
+listed in `_METHODS` (shared memory, streaming, loading) is UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]  # publishes no types
+from tritonclient.grpc import service_pb2 as pb
+
+from amdim_clients.contract import ModelSpec
+from amdim_serving.errors import RequestError
+from amdim_serving.gateway import Gateway, package_version
+from amdim_serving.kserve import (
+    GRPC_EXTENSIONS,
+    PLATFORM,
+    SERVER_NAME,
+    check_input,
+    find_spec,
+    images_from_bytes,
+    images_from_numbers,
+    input_info,
+    output_infos,
+    requested_outputs,
+)
+from amdim_serving.stats import Duration
+
+_log = logging.getLogger(__name__)
+
+_SERVICE = "inference.GRPCInferenceService"
+_OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})
+
+Message = Any  # tritonclient publishes no types
+Method = Callable[[Message], Awaitable[Message]]
+
+
+def create_grpc_server(gateway: Gateway) -> grpc.aio.Server:
+    """Returns a server without a port yet; its messages are bounded as HTTP bodies are."""
+    servicer = _Servicer(gateway)
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            servicer.guarded(name),
+            request_deserializer=getattr(pb, f"{name}Request").FromString,
+            response_serializer=getattr(pb, f"{name}Response").SerializeToString,
+        )
+        for name in _METHODS
+    }
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", gateway.settings.max_body_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # a taken port must be told, not shared
+        ]
+    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
+    return server
+
+
+class _Servicer:
+    """One method for each of `_METHODS`; each takes its request and returns its answer."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._service = gateway.service
+
+    def guarded(self, name: str) -> Callable[[Message, Any], Awaitable[Message]]:
+        """Returns a method with API keys, the error table and metrics around it."""
+        method: Method = getattr(self, _METHODS[name])
+        return functools.partial(self._call, name, method)
+
+    async def _call(
+        self, name: str, method: Method, request: Message, context: grpc.aio.ServicerContext
+    ) -> Message:
+        started = time.perf_counter()
+        status = 499  # the client left
+        try:
+            if name not in _OPEN_METHODS and not self._gateway.is_authorized(_key(context)):
+                raise RequestError("unauthorized")
+            answer = await method(request)
+            status = 200
+            return answer
+        except Exception as raised:
+            if not isinstance(raised, RequestError):
+                _log.exception("gRPC %s failed", name)
+            error = raised if isinstance(raised, RequestError) else RequestError("internal")
+            status = error.kind.status
+            await context.abort(grpc.StatusCode[error.kind.grpc], error.message)
+        finally:
+            spent_s = time.perf_counter() - started
+            self._service.metrics.request(f"grpc:{name}", status, spent_s)
+
+    def _spec(self, request: Message) -> ModelSpec:
+        if isinstance(request, pb.ModelInferRequest):
+            return find_spec(self._gateway, request.model_name, request.model_version)
+        return find_spec(self._gateway, request.name, request.version)
+
+    async def server_live(self, _: Message) -> Message:
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self, _: Message) -> Message:
+        return pb.ServerReadyResponse(ready=await self._gateway.why_unready() is None)
+
+    async def model_ready(self, request: Message) -> Message:
+        self._spec(request)
+        return pb.ModelReadyResponse(ready=await self._gateway.why_unready() is None)
+
+    async def server_metadata(self, _: Message) -> Message:
+        return pb.ServerMetadataResponse(
+            name=SERVER_NAME, version=package_version(), extensions=GRPC_EXTENSIONS
+        )
+
+    async def model_metadata(self, request: Message) -> Message:
+        spec = self._spec(request)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        image = input_info(spec)
+        return pb.ModelMetadataResponse(
+            name=spec.name,
+            versions=[spec.version],
+            platform=PLATFORM,
+            inputs=[tensor(name=image.name, datatype=image.datatype, shape=image.shape)],
+            outputs=[
+                tensor(name=info.name, datatype=info.datatype, shape=info.shape)
+                for info in output_infos(spec)
+            ],
+        )
+
+    async def model_config(self, request: Message) -> Message:
+        self._spec(request)
+        return pb.ModelConfigResponse(config=self._gateway.config)
+
+    async def model_statistics(self, request: Message) -> Message:
+        name = request.name or self._service.spec.name
+        spec = find_spec(self._gateway, name, request.version)
+        seen = self._service.stats
+        statistics = pb.ModelStatistics(
+            name=spec.name,
+            version=spec.version,
+            last_inference=seen.last_inference_ms,
+            inference_count=seen.inference_count,
+            execution_count=seen.execution_count,
+            inference_stats=pb.InferStatistics(
+                success=_duration(seen.success),
+                fail=_duration(seen.fail),
+                queue=_duration(seen.queue),
+                compute_input=_duration(seen.compute_input),
+                compute_infer=_duration(seen.compute_infer),
+                compute_output=_duration(seen.compute_output),
+            ),
+            batch_stats=[
+                pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(spent))
+                for size, spent in sorted(seen.batches.items())
+            ],
+        )
+        return pb.ModelStatisticsResponse(model_stats=[statistics])
+
+    async def repository_index(self, _: Message) -> Message:
+        spec = self._service.spec
+        entry = pb.RepositoryIndexResponse.ModelIndex(
+            name=spec.name, version=spec.version, state="READY"
+        )
+        return pb.RepositoryIndexResponse(models=[entry])
+
+    async def model_infer(self, request: Message) -> Message:
+        spec = self._spec(request)
+        outputs = requested_outputs(spec, [output.name for output in request.outputs])
+        arrays = await self._service.encode_pixels(_images(spec, request), outputs)
+        tensor = pb.ModelInferResponse.InferOutputTensor
+        return pb.ModelInferResponse(
+            model_name=spec.name,
+            model_version=spec.version,
+            id=request.id,
+            outputs=[
+                tensor(name=name, datatype="FP32", shape=array.shape)
+                for name, array in arrays.items()
+            ],
+            raw_output_contents=[
+                array.astype("<f4", copy=False).tobytes() for array in arrays.values()
+            ],
+        )
+
+
+_METHODS = {
+    "ServerLive": "server_live",
+    "ServerReady": "server_ready",
+    "ModelReady": "model_ready",
+    "ServerMetadata": "server_metadata",
+    "ModelMetadata": "model_metadata",
+    "ModelConfig": "model_config",
+    "ModelStatistics": "model_statistics",
+    "RepositoryIndex": "repository_index",
+    "ModelInfer": "model_infer",
+}
+
+
+def _images(spec: ModelSpec, request: Message) -> Any:
+    """Returns the request's only tensor, (N, S, S, 3) uint8.
+
+    Raises:
+        RequestError: bad_request, no_images.
+    """
+    if len(request.inputs) != 1:
+        raise RequestError("bad_request", "The model takes exactly one input.")
+    tensor = request.inputs[0]
+    if "shared_memory_region" in tensor.parameters:
+        raise RequestError("bad_request", "Shared memory is not supported.")
+    shape = list(tensor.shape)
+    check_input(spec, tensor.name, tensor.datatype, shape)
+    if request.raw_input_contents:
+        return images_from_bytes(request.raw_input_contents[0], shape)
+    return images_from_numbers(list(tensor.contents.uint_contents), shape)
+
+
+def _key(context: grpc.aio.ServicerContext) -> bytes | None:
+    """Returns the API key of the call's metadata."""
+    for name, value in context.invocation_metadata() or ():
+        data = value.encode() if isinstance(value, str) else value
+        if name == "x-api-key":
+            return data
+        if name == "authorization" and data[:7].lower() == b"bearer ":
+            return data[7:].strip()
+    return None
+
+
+def _duration(duration: Duration) -> Message:
+    return pb.StatisticDuration(count=duration.count, ns=duration.ns)
