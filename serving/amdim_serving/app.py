@@ -18,7 +18,7 @@ from amdim_serving.answers import error_answer, from_framework
 from amdim_serving.edge import HEAD, Edge
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
-from amdim_serving.routes import embed, kserve, status
+from amdim_serving.routes import embed, kserve, openai, status
 
 ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -49,9 +49,15 @@ def create_app(gateway: Gateway) -> Edge:
     )
     app.state.gateway = gateway
     app.include_router(embed.router)
+    app.include_router(openai.router)
     app.include_router(kserve.router)
     app.include_router(status.router)
-    return Edge(app, gateway, {"/embed": embed.answer_embed, **kserve.infer_routes(gateway)})
+    direct = {
+        "/embed": embed.answer_embed,
+        "/v1/embeddings": openai.answer_embeddings,
+        **kserve.infer_routes(gateway),
+    }
+    return Edge(app, gateway, direct)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
