@@ -176,6 +176,34 @@ def test_a_run_with_parts_and_an_average_resumes_exactly(make_config, tmp_path) 
     assert not torch.equal(plain["head5.conv1.weight"], average["head5.conv1.weight"])
 
 
+def test_classifiers_learn_beside_the_encoder_and_do_not_change_it(make_config, tmp_path) -> None:
+    plain, scored = (
+        make_config(data={"classifiers": on}, run={"out": str(tmp_path / f"c{on}")})
+        for on in (False, True)
+    )
+    train(plain)
+    train(scored)
+    without, beside = records(plain, "step")[-1], records(scored, "step")[-1]
+    assert beside["total"] == without["total"]
+    assert 0.0 <= beside["linear_accuracy"] <= 1.0 and 0.0 <= beside["mlp_accuracy"] <= 1.0
+    first = records(scored, "step")[0]
+    assert beside["classifiers"] < first["classifiers"]
+
+
+def test_mixtures_and_classifiers_resume_exactly(make_config, tmp_path) -> None:
+    sections = {"loss": {"mixtures": 3}, "data": {"classifiers": True}}
+    whole = make_config(**sections)
+    train(whole)
+    halved = make_config(**sections, run={"out": str(tmp_path / "halved")})
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        train(halved)
+    train(halved)
+    keys = ("total", "global_to_7", "classifiers")
+    losses = [[[r[k] for k in keys] for r in records(c, "step")] for c in (whole, halved)]
+    assert losses[0] == losses[1]
+
+
 def test_local_dim_trains_one_task_alone(make_config) -> None:
     config = make_config(loss={"tasks": ["1to7"]}, data={"without": ["jitter", "gray", "crop"]})
     train(config)

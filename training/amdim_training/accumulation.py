@@ -23,7 +23,7 @@ Loss = Callable[[EncoderFeatures, EncoderFeatures], LossTerms]
 
 def backward_in_parts(
     encoder: nn.Module, encode: Encode, loss: Loss, views: tuple[Tensor, Tensor], *, part: int
-) -> LossTerms:
+) -> tuple[LossTerms, EncoderFeatures, EncoderFeatures]:
     """Adds the whole batch's gradient to the encoder's, a part of the batch in memory at a time.
 
     Args:
@@ -34,7 +34,7 @@ def backward_in_parts(
         part: Images encoded at a time.
 
     Returns:
-        The whole batch's losses, without gradients.
+        The whole batch's losses and both views' features, without gradients.
     """
     with torch.no_grad():
         features = [_encode_parts(encode, view, part) for view in views]
@@ -53,7 +53,7 @@ def backward_in_parts(
                     for leaf in wanted
                 ]
                 torch.autograd.backward([tensor.float() for tensor in got], gradients)
-    return LossTerms(*(term.detach() for term in terms))
+    return LossTerms(*(term.detach() for term in terms)), features[0], features[1]
 
 
 def _encode_parts(encode: Encode, view: Tensor, part: int) -> EncoderFeatures:

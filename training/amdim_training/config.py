@@ -70,6 +70,9 @@ class LossConfig:
     """Weight of the mean squared raw score (the reference's since 2019-07-12; the paper: 0.04)."""
     tasks: tuple[Task, ...] = ("1to5", "1to7", "5to5")
     """Predictions that count: all three are AMDIM; one global-to-local pair is local DIM."""
+    mixtures: int = 0
+    """Global vectors an image, of which the fitting one predicts (SPEC.md 8); 0 takes f1."""
+    mixture_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.tasks or not set(self.tasks) <= {"1to5", "1to7", "5to5"}:
@@ -93,6 +96,8 @@ class DataConfig:
     """Side P that training images are kept at, pixels; 0 means the encoder's own."""
     views: ViewsName = "stl10"
     """The augmentation pipeline (SPEC.md 5)."""
+    classifiers: bool = False
+    """Whether linear and MLP classifiers learn beside the encoder, which they cannot change."""
     without: tuple[Augmentation, ...] = ()
     """Steps of the pipeline to leave out, as the paper's ablation does."""
 

@@ -6,7 +6,7 @@ Knows no encoder and no optimiser: features in, five scalars out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from amdim_training.config import Task
 from amdim_training.encoder import EncoderFeatures
 from amdim_training.errors import ShapeError
+from amdim_training.mixture import mixture_objective
 
 Sources = tuple[Tensor, Tensor]
 TASKS: tuple[Task, ...] = ("1to5", "1to7", "5to5")
@@ -135,6 +136,8 @@ def infomax_loss(
     sources: Sources | None = None,
     tasks: Sequence[Task] = TASKS,
     batch: Batch | None = None,
+    mixture: Callable[[Tensor], Tensor] | None = None,
+    mixture_temperature: float = 1.0,
 ) -> LossTerms:
     """Returns the AMDIM objective of two views of the same N images.
 
@@ -148,6 +151,9 @@ def infomax_loss(
         tasks: Which predictions count; the others' terms are 0.
         batch: Where the images are spread over processes: each process's sources then meet
             every process's targets, and the mean of their losses is one process's on the whole.
+        mixture: Makes several global vectors of f1, of which the fitting one predicts; None
+            takes f1 itself.
+        mixture_temperature: Of the posterior over them.
 
     Raises:
         ShapeError: The views disagree on N, or on D with each other.
@@ -161,17 +167,30 @@ def infomax_loss(
     first = batch.rank * n if batch else 0
     gather = batch.gather if batch else _unchanged
 
+    def one_way(source: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (n, L) log-probabilities and the mean squared score; sources may be several."""
+        if source.ndim == 2:
+            return nce_scores(source, targets, clip=clip, first=first)
+        each = [nce_scores(part, targets, clip=clip, first=first) for part in source.unbind(dim=1)]
+        scores = torch.stack([scores for scores, _ in each], dim=2)  # (n, L, k)
+        square = torch.stack([square for _, square in each]).mean()
+        return mixture_objective(scores, temperature=mixture_temperature), square
+
     def score(task: Task) -> tuple[Tensor, Tensor]:
         """Returns a task's loss and mean squared score, means of both directions."""
-        a, b = view_a.f1, view_b.f1
         local_a, local_b = (view_a.f7, view_b.f7) if task == "1to7" else (view_a.f5, view_b.f5)
         local_a, local_b = local_a.flatten(2), local_b.flatten(2)  # (n, D, L)
         if task == "5to5":
             a, b = _pick(local_a, index_a), _pick(local_b, index_b)
-        forth, forth_square = nce_scores(a, gather(local_b), clip=clip, first=first)
-        back, back_square = nce_scores(b, gather(local_a), clip=clip, first=first)
+        else:
+            a, b = global_a, global_b
+        forth, forth_square = one_way(a, gather(local_b))
+        back, back_square = one_way(b, gather(local_a))
         return -(forth.mean() + back.mean()) / 2, (forth_square + back_square) / 2
 
+    global_a, global_b = (
+        view.f1 if mixture is None else mixture(view.f1) for view in (view_a, view_b)
+    )
     zero = view_a.f1.new_zeros((), dtype=torch.float32)
     scored = {task: score(task) for task in TASKS if task in tasks}
     to_5, to_7, within = (scored[task][0] if task in scored else zero for task in TASKS)

@@ -26,16 +26,19 @@ from amdim_training.checkpoint import (
 )
 from amdim_training.config import Precision, TrainConfig
 from amdim_training.distributed import GlobalBatch
-from amdim_training.encoder import AmdimEncoder
+from amdim_training.encoder import AmdimEncoder, EncoderFeatures
 from amdim_training.errors import ConfigError
-from amdim_training.loss import LossTerms, draw_sources
+from amdim_training.loss import LossTerms, Sources, draw_sources
+from amdim_training.mixture import MixtureHead
+from amdim_training.online_classifiers import ClassifierTrainer
+from amdim_training.optimizer import make_adam, optimizer_tensors, restore_optimizer
 from amdim_training.precision import autocast
 from amdim_training.schedule import learning_rate
-from amdim_training.step import objective, train_step
-from amdim_training.training_state import optimizer_tensors, restore_optimizer
+from amdim_training.step import objective
 from amdim_training.views import draw_pair, views_config
 
 KEPT_CHECKPOINTS = 2
+_MIXTURE = "mixture."
 NORM_BATCHES = 32
 """Batches of training views that the averaged encoder's batch norms are recomputed on."""
 
@@ -46,6 +49,7 @@ class Run:
     Args:
         config: The run.
         pixels: (N, P, P, 3) uint8 training images, on the device.
+        labels: (N,) int64, for the classifiers beside the encoder; -1 is none.
         batch: This process's part of the batch, where there are several.
 
     Raises:
@@ -55,7 +59,11 @@ class Run:
     """
 
     def __init__(
-        self, config: TrainConfig, pixels: Tensor, batch: GlobalBatch | None = None
+        self,
+        config: TrainConfig,
+        pixels: Tensor,
+        labels: Tensor | None = None,
+        batch: GlobalBatch | None = None,
     ) -> None:
         self.config, self.pixels, self.batch = config, pixels, batch
         self.device = pixels.device
@@ -68,12 +76,22 @@ class Run:
         torch.manual_seed(config.run.seed)
         self.encoder = AmdimEncoder(config.encoder).to(self.device)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = _adam(config, self.encoder)
+        self.mixture = (
+            MixtureHead(config.encoder.embed_dim, config.loss.mixtures).to(self.device)
+            if config.loss.mixtures
+            else None
+        )
+        self.optimizer = make_adam((value for _, value in self._trained()), config.optim)
+        self.classifiers = (
+            ClassifierTrainer(config.encoder.embed_dim, labels, config.optim, self.device)
+            if config.data.classifiers and labels is not None
+            else None
+        )
         self.average = (
             WeightAverage(self.encoder, config.optim.ema_decay) if config.optim.ema_decay else None
         )
         self._restore()
-        self._forward = self._wrapped()
+        self._forward, self._mixture = self._wrapped()
         self.encoder.train()
 
     @property
@@ -81,58 +99,68 @@ class Run:
         """Whether this process is the one that logs and saves."""
         return self.batch is None or self.batch.rank == 0
 
-    def update(self, precision: Precision) -> LossTerms:
-        """Makes one update; everything random in it follows from the seed and its number."""
+    def update(self, precision: Precision) -> dict[str, Tensor]:
+        """Makes one update; everything random in it follows from the seed and its number.
+
+        Returns:
+            Scalars by name: the objective's terms, and the classifiers' where there are any.
+        """
         optim = self.config.optim
         rank, world = (self.batch.rank, self.batch.world_size) if self.batch else (0, 1)
         indices = self._batch_indices()
         n = len(indices) // world
-        mine = slice(rank * n, (rank + 1) * n)
+        mine = indices[rank * n : (rank + 1) * n].to(self.device)
         generator = self._generator(rank)
-        views = self._draw(self.pixels[indices[mine].to(self.device)], generator)
+        torch.manual_seed(generator.initial_seed())  # the classifiers' dropout
+        views = self._draw(self.pixels[mine], generator)
         drawn = draw_sources(n, device=self.device, generator=generator)
         rate = learning_rate(optim, self.step, self.steps, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        if optim.part_size:
-
-            def encode(images: Tensor) -> Any:
-                with autocast(self.device, precision):
-                    return self._forward(images)
-
-            terms = backward_in_parts(
-                self.encoder,
-                encode,
-                lambda a, b: objective(a, b, self.config.loss, sources=drawn),
-                views,
-                part=optim.part_size,
-            )
-        else:
-            terms = train_step(
-                self._forward,
-                self.config.loss,
-                views,
-                precision=precision,
-                sources=drawn,
-                batch=self.batch,
-            )
-            terms.total.backward()
+        terms, first, second = self._backward(views, drawn, precision)
         self.optimizer.step()
         self.step += 1
         if self.average is not None:
             self.average.update(self.encoder)
-        return terms
+        losses = {name: term.detach() for name, term in terms._asdict().items()}
+        if self.classifiers is not None:
+            losses |= self.classifiers.update((first.f1, second.f1), mine, rate)
+        return losses
+
+    def _backward(
+        self, views: tuple[Tensor, Tensor], sources: Sources, precision: Precision
+    ) -> tuple[LossTerms, EncoderFeatures, EncoderFeatures]:
+        """Adds the objective's gradient to the encoder's, whole or in parts."""
+
+        def encode(images: Tensor) -> EncoderFeatures:
+            with autocast(self.device, precision):
+                features: EncoderFeatures = self._forward(images)
+            return features
+
+        def score(first: EncoderFeatures, second: EncoderFeatures) -> LossTerms:
+            return objective(
+                first,
+                second,
+                self.config.loss,
+                sources=sources,
+                batch=self.batch,
+                mixture=self._mixture,
+            )
+
+        if part := self.config.optim.part_size:
+            return backward_in_parts(self.encoder, encode, score, views, part=part)
+        first, second = encode(views[0]), encode(views[1])
+        terms = score(first, second)
+        terms.total.backward()
+        return terms, first, second
 
     def trial_step(self, precision: Precision) -> None:
         """Runs a step's forward and backward pass and leaves no trace of it."""
         buffers = {key: value.clone() for key, value in self.encoder.named_buffers()}
         views = self._draw(self.pixels[: self.config.optim.batch_size], self._generator(0))
         drawn = draw_sources(len(views[0]), device=self.device, generator=self._generator(1))
-        terms = train_step(
-            self._forward, self.config.loss, views, precision=precision, sources=drawn
-        )
-        terms.total.backward()
+        terms, _, _ = self._backward(views, drawn, precision)
         terms.total.item()  # waits for the device
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -151,7 +179,7 @@ class Run:
                 self.encoder,
                 self.views.normalization,
                 meta={"step": self.step, "train": self.config.to_dict()},
-                state=optimizer_tensors(self.optimizer, self.encoder.named_parameters()),
+                state=self._state(),
                 averaged=averaged,
             )
             for old in run_checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
@@ -186,11 +214,13 @@ class Run:
         size = self.config.optim.batch_size
         return self._order[1][place * size : (place + 1) * size]
 
-    def _wrapped(self) -> Callable[[Tensor], Any]:
-        """Returns the encoder's forward pass as this run wants it: spread, compiled, or plain."""
+    def _wrapped(self) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor] | None]:
+        """Returns encoder and mixture head as this run wants them: spread, compiled, or plain."""
         optim, encoder = self.config.optim, self.encoder
         if self.batch is None:
-            return torch.compile(encoder) if self.config.run.compile else encoder
+            return torch.compile(encoder) if self.config.run.compile else encoder, self.mixture
+        if self.classifiers is not None:
+            raise ConfigError("data.classifiers is for one process; amdim evaluate scores later")
         if optim.part_size:
             raise ConfigError("optim.part_size is for one process; give each a smaller batch")
         if optim.batch_size % self.batch.world_size:
@@ -199,11 +229,30 @@ class Run:
             if self.device.type != "cuda":
                 raise ConfigError("optim.batch_norm = global needs GPUs; local works anywhere")
             encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-        return nn.parallel.DistributedDataParallel(
+        spread = nn.parallel.DistributedDataParallel(
             encoder,
             broadcast_buffers=False,  # two forward passes precede one backward pass
             find_unused_parameters=len(self.config.loss.tasks) < 3,  # a head may be idle
         )
+        mixture = self.mixture and nn.parallel.DistributedDataParallel(self.mixture)
+        return spread, mixture
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Returns what the optimiser moves, by name."""
+        named = list(self.encoder.named_parameters())
+        if self.mixture is not None:
+            named += [(_MIXTURE + name, value) for name, value in self.mixture.named_parameters()]
+        return named
+
+    def _state(self) -> dict[str, Tensor]:
+        """Returns what a run needs to go on from, besides the encoder's weights."""
+        state = optimizer_tensors(self.optimizer, self._trained())
+        if self.mixture is not None:
+            weights = self.mixture.state_dict()
+            state |= {_MIXTURE + name: value.cpu() for name, value in weights.items()}
+        if self.classifiers is not None:
+            state |= self.classifiers.state()
+        return state
 
     def _restore(self) -> None:
         saved = run_checkpoints(self.folder)
@@ -219,7 +268,12 @@ class Run:
             return
         load_weights(self.encoder, checkpoint.encoder.state_dict(), checkpoint.path)
         state = load_state(checkpoint.path)
-        restore_optimizer(self.optimizer, self.encoder.named_parameters(), state)
+        if self.mixture is not None and f"{_MIXTURE}output.weight" in state:
+            names = self.mixture.state_dict()
+            self.mixture.load_state_dict({name: state[_MIXTURE + name] for name in names})
+        restore_optimizer(self.optimizer, self._trained(), state)
+        if self.classifiers is not None:
+            self.classifiers.restore(state)
         if self.average is not None:
             self.average = WeightAverage(self.encoder, self.config.optim.ema_decay)
             averaged = load_averaged(checkpoint.path)
@@ -236,14 +290,3 @@ class Run:
                     f"{self.folder} holds a run with another [{section}]; "
                     "choose another run.out, or begin from it with run.init_from"
                 )
-
-
-def _adam(config: TrainConfig, encoder: nn.Module) -> torch.optim.Adam:
-    return torch.optim.Adam(
-        encoder.parameters(),
-        lr=config.optim.learning_rate,
-        betas=config.optim.betas,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-        fused=True,
-    )

@@ -23,6 +23,7 @@ def train_step(
     precision: Precision = "fp32",
     sources: Sources | None = None,
     batch: Batch | None = None,
+    mixture: Callable[[Tensor], Tensor] | None = None,
 ) -> LossTerms:
     """Returns the objective of one pair of batches, ready for `total.backward()`.
 
@@ -33,10 +34,11 @@ def train_step(
         precision: Of the forward passes; scores are float32 always.
         sources: 5->5 source locations; drawn when not given.
         batch: Where the images are spread over processes (`infomax_loss`).
+        mixture: Makes several global vectors of f1 (`infomax_loss`).
     """
     with autocast(views[0].device, precision):
         first, second = encoder(views[0]), encoder(views[1])
-    return objective(first, second, loss, sources=sources, batch=batch)
+    return objective(first, second, loss, sources=sources, batch=batch, mixture=mixture)
 
 
 def objective(
@@ -46,6 +48,7 @@ def objective(
     *,
     sources: Sources | None = None,
     batch: Batch | None = None,
+    mixture: Callable[[Tensor], Tensor] | None = None,
 ) -> LossTerms:
     """Returns `infomax_loss` as a configuration has it."""
     return infomax_loss(
@@ -56,4 +59,6 @@ def objective(
         sources=sources,
         tasks=loss.tasks,
         batch=batch,
+        mixture=mixture,
+        mixture_temperature=loss.mixture_temperature,
     )

@@ -66,7 +66,8 @@ def train(config: TrainConfig, *, report: Report | None = None) -> Path:
                 f"{len(images)} images cannot fill a batch of {config.optim.batch_size}"
             )
         _log.info("%d images to train on, %d skipped", len(images), len(images.skipped))
-        run = Run(config, torch.from_numpy(images.pixels).to(device), batch)
+        pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+        run = Run(config, pixels.to(device), labels, batch)
         scorer = _make_scorer(config) if run.is_first else None
         return _loop(run, scorer, stop, report)
 
@@ -84,8 +85,7 @@ def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report
             journal.note({"event": "knn", "step": run.step, **scorer(run.encoder)})
 
     while run.step < run.steps and not _must_stop(run, stop.is_set() or time.monotonic() > ends):
-        terms = run.update(precision)
-        journal.count(terms._asdict())
+        journal.count(run.update(precision))
         if run.step % config.log_every == 0:
             journal.summarize(_progress(run), pairs_per_update=run.config.optim.batch_size)
         if config.evaluate_every and run.step % config.evaluate_every == 0:

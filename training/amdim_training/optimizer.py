@@ -1,6 +1,6 @@
-"""What a run needs to go on exactly where it stopped, as named tensors for safetensors.
+"""Adam as the configuration has it, and its state as named tensors to go on from exactly.
 
-Knows the shape of Adam's state and nothing of files.
+Knows nothing of files and schedules.
 """
 
 from __future__ import annotations
@@ -11,9 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from amdim_training.config import OptimConfig
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def make_adam(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Adam:
+    """Returns Adam over the parameters, fused: one pass over memory an update."""
+    return torch.optim.Adam(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def optimizer_tensors(optimizer: Optimizer, parameters: Named) -> dict[str, Tensor]:
