@@ -314,19 +314,19 @@ def repository(repo_root):
 
 
 @pytest.fixture(scope="session")
-def served(repository):
-    """The address of a real gateway in a process of its own."""
-    command = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0"]
+def gateway_process(repository):
+    """HTTP and gRPC addresses of a real gateway in a process of its own."""
+    command = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0", "--grpc-port"]
     process = subprocess.Popen(
-        [*command, "--repository", str(repository)], stderr=subprocess.PIPE, text=True
+        [*command, "0", "--repository", str(repository)], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     lines = []
     try:
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r"ready on (http://127\.0\.0\.1:\d+)", line):
-                yield found[1]
+            if found := re.search(r"ready on (http://127\.0\.0\.1:\d+) \(gRPC (\d+)\)", line):
+                yield found[1], f"127.0.0.1:{found[2]}"
                 break
         else:
             pytest.fail("the gateway did not start: " + "".join(lines))
@@ -334,6 +334,12 @@ def served(repository):
         process.terminate()
         process.wait(20)
         process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def served(gateway_process):
+    """The HTTP address of a real gateway."""
+    return gateway_process[0]
 
 
 @pytest.fixture

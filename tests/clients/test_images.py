@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import subprocess
@@ -325,3 +326,15 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert int(run.stdout) < 400
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_damaged_files_decode_or_are_refused_and_nothing_else(format):
+    rng = np.random.default_rng(11)
+    data = np.frombuffer(encode(photo(60, 40), format), np.uint8)
+    for _ in range(60):
+        damaged = data.copy()
+        damaged[rng.integers(len(data), size=3)] = rng.integers(256, size=3)
+        end = len(data) if rng.random() < 0.7 else rng.integers(1, len(data))
+        with contextlib.suppress(ImageError):
+            assert decode_image(damaged[:end].tobytes(), PRE).pixels.shape == (64, 64, 3)
