@@ -125,12 +125,8 @@ def _describers(
     if row == "random":
         yield "random weights", _encoder(_random_encoder(arguments, splits))
     elif row == "pixels":
-        side = splits.size // 2
-        yield f"pixels {side}x{side}", lambda x, _: _halved(x)
-        yield (
-            f"pixels {splits.size}x{splits.size}",
-            lambda x, _: {"raw": torch.from_numpy(np.array(x).reshape(len(x), -1))},
-        )
+        mean = _halved(splits.to_fit()[0]).float().mean(dim=0)
+        yield f"pixels {splits.size // 2}x{splits.size // 2}", lambda x, _: _both(_halved(x) - mean)
     elif row == "hog":
         yield "HOG", lambda x, key: _both(splits.kept(f"hog_{key}", lambda: _hog(x)))
     elif row == "model":
@@ -177,15 +173,19 @@ def _random_encoder(arguments: argparse.Namespace, splits: _Splits) -> TorchEnco
     return TorchEncoder(encoder, normalization)
 
 
-def _halved(pixels: Pixels) -> Mapping[str, Tensor]:
-    """Returns sums of 2 x 2 pixels, exact in float16, as rows."""
-    n, side = len(pixels), pixels.shape[1] // 2
-    parts = []
-    for start in range(0, n, 4096):
+def _halved(pixels: Pixels) -> Tensor:
+    """Returns sums of 2 x 2 pixels as rows.
+
+    Half the side scored above the whole pictures on every task, and the mean picture taken off
+    above raw values, when 10,000 training images were searched: this is the better baseline.
+    """
+    side = pixels.shape[1] // 2
+    rows = torch.empty(len(pixels), side * side * 3)
+    for start in range(0, len(pixels), 4096):
         block = np.array(pixels[start : start + 4096], dtype=np.uint16)
-        sums = block.reshape(-1, side, 2, side, 2, 3).sum(axis=(2, 4))
-        parts.append(torch.from_numpy(sums.astype(np.float16).reshape(len(sums), -1)))
-    return _both(torch.cat(parts))
+        sums = block.reshape(-1, side, 2, side, 2, 3).sum(axis=(2, 4), dtype=np.float32)
+        rows[start : start + 4096] = torch.from_numpy(sums.reshape(len(sums), -1))
+    return rows
 
 
 def _hog(pixels: Pixels) -> Tensor:

@@ -45,7 +45,6 @@ def test_every_row_gets_every_number_and_later_rows_join_earlier_ones(
     names = {key.partition(" | ")[0] for key in rows}
     assert names == {
         "random weights",
-        "pixels 32x32",
         "pixels 16x16",
         "HOG",
         str(checkpoint),
