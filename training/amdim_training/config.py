@@ -9,12 +9,12 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from amdim_training.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16"]
-ViewsName = Literal["cifar", "stl10", "imagenet"]
+ViewsName = Literal["cifar", "stl10", "imagenet", "strong"]
 
 Augmentation = Literal["jitter", "gray", "crop", "flip"]
 Task = Literal["1to5", "1to7", "5to5"]
@@ -102,6 +102,9 @@ class DataConfig:
     """Steps of the pipeline to leave out, as the paper's ablation does."""
 
     def __post_init__(self) -> None:
+        if self.views not in get_args(ViewsName):
+            known = ", ".join(get_args(ViewsName))
+            raise ConfigError(f"data.views is one of {known}, not {self.views!r}")
         if not set(self.without) <= {"jitter", "gray", "crop", "flip"}:
             raise ConfigError(f"data.without are some of jitter, gray, crop, flip: {self.without}")
 

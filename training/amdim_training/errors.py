@@ -5,7 +5,8 @@ TrainingError
 |-- CheckpointError   a checkpoint is missing, broken or of another shape
 |-- DataError         a data source is missing or holds nothing usable
 |-- DivergedError     a loss is no longer finite
-`-- ShapeError        tensors disagree on a size
+|-- ShapeError        tensors disagree on a size
+`-- StoppedError      a signal ended early what can be gone on with
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from __future__ import annotations
 
 class TrainingError(Exception):
     """Base of everything this package raises on purpose; its text is fit to show a user."""
+
+    is_user_error = True
+    exit_code = 1
 
 
 class ConfigError(TrainingError):
@@ -33,3 +37,9 @@ class DivergedError(TrainingError):
 
 class ShapeError(TrainingError):
     """Tensors disagree on a size."""
+
+
+class StoppedError(TrainingError):
+    """A signal ended early what the same command goes on with."""
+
+    exit_code = 130  # 128 + SIGINT, as shells report it
