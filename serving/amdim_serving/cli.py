@@ -29,6 +29,7 @@ def serve(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model to serve. [amdim]")] = None,
     model_version: Annotated[str | None, typer.Option(help="Its version. [the highest]")] = None,
+    engine: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
     provider: Annotated[
         str | None, typer.Option(help="ONNX Runtime provider; never replaced silently.")
     ] = None,
@@ -64,6 +65,7 @@ def serve(
         model_repository=repository,
         model=model,
         model_version=model_version,
+        engine=engine,
         provider=provider,
         threads=threads,
         decode_threads=decode_threads,

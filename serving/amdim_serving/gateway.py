@@ -152,6 +152,7 @@ def build_gateway(settings: Settings) -> Gateway:
         settings.repository(),
         settings.model,
         version=settings.model_version,
+        engine_name=settings.engine,
         provider=settings.provider,
         threads=settings.threads,
     )

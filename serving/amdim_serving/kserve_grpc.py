@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # publishes no types
+import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from amdim_clients.contract import ModelSpec

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from amdim_clients.contract import (
     Certificate,
+    ModelSpec,
     file_digest,
     read_certificate,
     read_model_config,
@@ -19,10 +20,10 @@ from amdim_clients.contract import (
 from amdim_clients.errors import ContractError
 from amdim_serving.canaries import check_canaries
 from amdim_serving.engines import Engine
-from amdim_serving.engines.onnxruntime import OnnxRuntimeEngine
 from amdim_serving.errors import CanaryError, EngineError, StartError
 
 ModelConfig = Any  # tritonclient publishes no types
+EngineName = Literal["onnxruntime", "openvino"]
 MODEL_FILE = "model.onnx"
 
 
@@ -46,10 +47,19 @@ def open_model(
     model: str,
     *,
     version: str | None = None,
+    engine_name: EngineName = "onnxruntime",
     provider: str = "CPUExecutionProvider",
     threads: int = 0,
 ) -> OpenModel:
     """Loads one version of a model and runs its canaries.
+
+    Args:
+        repository: The folder of models.
+        model: The model's name.
+        version: The highest when not given.
+        engine_name: The engine that must run it.
+        provider: ONNX Runtime's execution provider that must run it.
+        threads: Of one engine call; 0: as many as cores.
 
     Raises:
         StartError: Config, certificate and artifact do not fit together, or the file cannot be
@@ -69,7 +79,7 @@ def open_model(
         raise StartError(f"no model at {model_path}")
     if file_digest(model_path) != spec.artifact_digest:
         raise StartError(f"{model_path} is not the file its certificate vouches for")
-    engine = OnnxRuntimeEngine(model_path, spec, provider=provider, threads=threads)
+    engine = _load(engine_name, model_path, spec, provider=provider, threads=threads)
     try:
         cosine = check_canaries(engine, certificate)
     except EngineError as error:
@@ -79,3 +89,19 @@ def open_model(
         engine.close()
         raise
     return OpenModel(engine, certificate, cosine, config)
+
+
+def _load(
+    engine_name: EngineName, model_path: Path, spec: ModelSpec, *, provider: str, threads: int
+) -> Engine:
+    """Returns the engine named; its library is imported only now."""
+    try:
+        if engine_name == "openvino":
+            from amdim_serving.engines.openvino import OpenVinoEngine
+
+            return OpenVinoEngine(model_path, spec, threads=threads)
+        from amdim_serving.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(model_path, spec, provider=provider, threads=threads)
+    except ModuleNotFoundError as error:
+        raise StartError(f"the {engine_name} engine is not installed") from error

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-import grpc  # type: ignore[import-untyped]  # publishes no types
+import grpc
 import uvicorn
 
 from amdim_serving.app import create_app

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from amdim_serving.errors import StartError
 from amdim_serving.limits import Limits
+from amdim_serving.opening import EngineName
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -40,7 +41,10 @@ class Settings(BaseSettings):
     model_repository: Path | None = None
     model: str = "amdim"
     model_version: str | None = None
+    engine: EngineName = "onnxruntime"
+    """Named outright: nothing else runs."""
     provider: str = "CPUExecutionProvider"
+    """Of ONNX Runtime."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one engine call; 0: as many as cores."""
     decode_threads: Annotated[int, Field(ge=0)] = 0

@@ -86,3 +86,15 @@ def test_serving_imports_no_torch() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == ""
+
+
+def test_openvino_gives_the_certified_vectors(repository: Path) -> None:
+    pytest.importorskip("openvino")
+    opened = open_model(repository, "amdim", engine_name="openvino", threads=1)
+    assert opened.engine.info.engine == "openvino"
+    assert opened.canary_cosine > 0.99999
+    got = opened.engine.encode(opened.certificate.pixels[:3], ["local5"])
+    assert {name: array.shape for name, array in got.items()} == {"local5": (3, 5, 5, 8)}
+    opened.engine.close()
+    with pytest.raises(EngineError):
+        opened.engine.encode(opened.certificate.pixels[:1], ["local5"])

@@ -1,0 +1,92 @@
+"""An engine in process for x86 CPUs: OpenVINO on the same ONNX file.
+
+Knows no HTTP and no batching. The precision asked for is read back and asserted: left alone,
+OpenVINO computes in bf16 wherever the CPU can.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from amdim_clients.contract import INPUT, ModelSpec
+from amdim_serving.engines import EngineInfo
+from amdim_serving.errors import EngineError, ProviderError, StartError
+
+_PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
+
+
+class OpenVinoEngine:
+    """An ONNX model on the CPU.
+
+    Args:
+        model_path: The model.onnx of one version.
+        spec: Its contract; its precision is what is asked of OpenVINO.
+        threads: Threads of one call; 0: as many as this process may use cores.
+
+    Raises:
+        ProviderError: OpenVINO would compute in another precision.
+        StartError: The file is not a model OpenVINO can load.
+    """
+
+    def __init__(self, model_path: Path, spec: ModelSpec, *, threads: int = 0) -> None:
+        precision = _PRECISIONS.get(spec.precision)
+        if precision is None:
+            raise ProviderError(f"this engine does not run {spec.precision} artifacts")
+        threads = threads or len(os.sched_getaffinity(0))
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": str(spec.instance_count),
+        }
+        try:
+            compiled = openvino.Core().compile_model(str(model_path), "CPU", options)
+        except RuntimeError as error:
+            raise StartError("the model cannot be loaded by OpenVINO") from error
+        used = compiled.get_property("INFERENCE_PRECISION_HINT")
+        if used != precision:
+            raise ProviderError(f"asked for {spec.precision}, but OpenVINO computes in {used}")
+        self._requests: queue.SimpleQueue[openvino.InferRequest | None] = queue.SimpleQueue()
+        for _ in range(spec.instance_count):
+            self._requests.put(compiled.create_infer_request())
+        self._spec = spec
+        self._info = EngineInfo("openvino", "CPU", spec.precision, threads)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's contract."""
+        return self._spec
+
+    @property
+    def info(self) -> EngineInfo:
+        """What really runs."""
+        return self._info
+
+    def encode(
+        self, images: NDArray[np.uint8], outputs: Sequence[str]
+    ) -> Mapping[str, NDArray[np.float32]]:
+        """Encodes a batch; see `Engine.encode`."""
+        request = self._requests.get()
+        try:
+            if request is None:
+                raise EngineError("the engine is closed")
+            request.infer({INPUT: images}, share_inputs=True)
+            # Copied, because the next call writes into the same tensors.
+            return {name: request.get_tensor(name).data.copy() for name in outputs}
+        except RuntimeError as error:
+            raise EngineError("OpenVINO failed on a batch") from error
+        finally:
+            self._requests.put(request)
+
+    def close(self) -> None:
+        """Ends the engine for every later call."""
+        for _ in range(self._requests.qsize()):
+            self._requests.get()
+        self._requests.put(None)
