@@ -122,7 +122,7 @@ class Edge:
             if name == b"content-type":
                 head.content_type = value
             elif name == b"content-length":
-                head.content_length = int(value)
+                head.content_length = int(value) if value.isdigit() else None
             elif name == b"accept":
                 head.accept = value
             elif name == b"x-request-id":
