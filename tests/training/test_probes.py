@@ -26,7 +26,8 @@ def clusters(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "fit", [fit_linear, lambda x, y: fit_mlp(x, y, schedule=MlpSchedule(epochs=8, batch_size=50))]
+    "fit",
+    [fit_linear, lambda x, y: fit_mlp(x, y, schedule=MlpSchedule(min_steps=50, batch_size=50))],
 )
 def test_probe_learns_what_the_features_hold(fit: Callable[..., Any]) -> None:
     predict = fit(*clusters(300, seed=0))
@@ -45,7 +46,7 @@ def test_linear_probe_reaches_the_optimum() -> None:
 
 def test_mlp_probe_repeats_itself_and_leaves_the_random_state_alone() -> None:
     features, labels = clusters(60, seed=0)
-    schedule = MlpSchedule(epochs=2, batch_size=20)
+    schedule = MlpSchedule(epochs=2, min_steps=0, batch_size=20)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

@@ -33,6 +33,8 @@ class MlpSchedule:
     """The MLP head and loss of SPEC.md 3 by Adam, cosine decay to zero, standardised features."""
 
     epochs: int = 20
+    min_steps: int = 300
+    """Small sets get more epochs, so that there are so many updates."""
     batch_size: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
@@ -89,8 +91,9 @@ def fit_mlp(features: Tensor, labels: Tensor, *, schedule: MlpSchedule | None = 
             head.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
         per_epoch = n // batch  # a rest smaller than a batch waits for the next shuffle
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.epochs * per_epoch)
-        for _ in range(schedule.epochs):
+        epochs = max(schedule.epochs, -(-schedule.min_steps // per_epoch))
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
+        for _ in range(epochs):
             for rows in torch.randperm(n)[: per_epoch * batch].split(batch):
                 optimizer.zero_grad()
                 classifier_loss(head(x[rows]), labels[rows]).backward()
