@@ -10,18 +10,20 @@ import io
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from amdim_clients.contract import ModelSpec
 from amdim_clients.errors import EngineError
 from amdim_clients.gateway import EmbedClient
 from amdim_clients.images import decode_image
 from amdim_clients.inputs import ImageFailure, RequestLimits
 from amdim_clients.space import VectorOrigin
+
+if TYPE_CHECKING:
+    from amdim_clients.contract import ModelSpec
 
 ENGINE_GROUP = "amdim.engines"
 DEFAULT_MODEL = "amdim"

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -16,59 +17,52 @@ def photos(photo_folder):
     return photo_folder / "class0"
 
 
-def run_example(name, *arguments, cwd, repo_root):
-    script = repo_root / "clients" / "examples" / name
-    program = [sys.executable, "-W", "error"] if name.endswith(".py") else ["sh"]
-    command = [*program, str(script), *(str(argument) for argument in arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def example(repo_root, monkeypatch, tmp_path):
+    """Loads an example by its name; it runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(name):
+        path = repo_root / "clients" / "examples" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"example_{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
-def at(served, name, *arguments):
-    """A program that calls an example's main with the address of the gateway under test."""
-    call = f"example.main({', '.join(repr(a) for a in arguments)}, url={served!r})"
-    if name == "embed_async":
-        call = f"import asyncio; asyncio.run({call})"
-    return f"import {name} as example; {call}"
-
-
-def run_main(served, name, *arguments, repo_root):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", at(served, name, *arguments)],
-        capture_output=True,
-        text=True,
-        cwd=repo_root / "clients" / "examples",
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_embed_sync(served, photos, repo_root):
+def test_embed_sync(example, served, photos, capsys):
     paths = [str(path) for path in sorted(photos.iterdir())] + [str(photos.parent / "broken.jpg")]
-    out = run_main(served, "embed_sync", paths, repo_root=repo_root)
+    example("embed_sync").main(paths, served)
+    out = capsys.readouterr().out
     assert "broken.jpg: The bytes are not an image" in out
     assert f"1.0000  {paths[0]}" in out
 
 
-def test_embed_async(served, photos, repo_root):
-    out = run_main(served, "embed_async", str(photos), repo_root=repo_root)
+def test_embed_async(example, served, photos, capsys):
+    asyncio.run(example("embed_async").main(str(photos), served))
+    out = capsys.readouterr().out
     assert "7 done" in out
     assert "local7: (7, 7, 7, " in out
 
 
-def test_search_lancedb(photos, repository, tmp_path, repo_root):
+def test_search_lancedb(example, photos, repository, tmp_path, capsys):
     shutil.copytree(repository, tmp_path / "model_repository")
     query = photos / "03.jpg"
-    out = run_example("search_lancedb.py", photos, query, cwd=tmp_path, repo_root=repo_root)
+    example("search_lancedb").main(str(photos), str(query))
+    out = capsys.readouterr().out
     assert out.startswith("7 added, 0 unchanged, 0 removed\n")
     assert f"1.0000  {query}" in out
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_curl(served, photos, tmp_path, repo_root):
-    out = run_example("curl.sh", photos / "03.jpg", served, cwd=tmp_path, repo_root=repo_root)
+def test_curl(served, photos, repo_root):
+    script = repo_root / "clients" / "examples" / "curl.sh"
+    command = ["sh", str(script), str(photos / "03.jpg"), served]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     raw, form, in_json = (json.loads(line) for line in out.splitlines())
     vector = raw["data"][0]["embedding"]
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
@@ -77,7 +71,7 @@ def test_curl(served, photos, tmp_path, repo_root):
     assert in_json["data"][0]["embedding"]["shape"] == [len(vector)]
 
 
-def test_recall_of_index(repository, photo_bytes, tmp_path, repo_root):
+def test_recall_of_index(example, repository, photo_bytes, tmp_path, capsys):
     sizes = [(120, 90), (100, 75), (160, 120)]
     rows = [
         {
@@ -89,6 +83,5 @@ def test_recall_of_index(repository, photo_bytes, tmp_path, repo_root):
         for size in sizes
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pack.parquet")
-    arguments = ("pack.parquet", "--split", "test", "--repository", repository)
-    out = run_example("recall_of_index.py", *arguments, cwd=tmp_path, repo_root=repo_root)
-    assert out == "recall@1 1.000 over 12 pictures of pack.parquet\n"
+    example("recall_of_index").main("pack.parquet", "test", "pack.lancedb", str(repository))
+    assert capsys.readouterr().out == "recall@1 1.000 over 12 pictures of pack.parquet\n"

@@ -137,13 +137,13 @@ def test_limits_of_the_server_are_lived_with(images, run_in_process):
 
 def test_overload_passes_with_patience(images, run_in_process):
     result = run_in_process(
-        lambda client: client.embed(images * 6),
-        limits=RequestLimits(max_images=8, concurrency=9),
+        lambda client: client.embed(images * 3),
+        limits=RequestLimits(max_images=8, concurrency=5),
         retries=RetryPolicy(max_retries=40, first_wait_s=0.01, max_wait_s=2),
         queue_images=8,
         max_images=8,
     )
-    assert result.ok.tolist() == list(range(72))
+    assert result.ok.tolist() == list(range(36))
 
 
 def test_unknown_output_is_told(served, images):

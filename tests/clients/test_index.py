@@ -70,16 +70,16 @@ def test_approximate_index_is_built_only_from_a_size_and_stays_near_exact(tmp_pa
     index = create_index(tmp_path / "db", space)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((40, 16))
-    vectors = (centres[rng.integers(0, 40, 3000)] + 0.3 * rng.standard_normal((3000, 16))).astype(
+    vectors = (centres[rng.integers(0, 40, 1200)] + 0.3 * rng.standard_normal((1200, 16))).astype(
         np.float32
     )
-    records = [Record(f"/p/{n}", f"{n:064}") for n in range(3000)]
+    records = [Record(f"/p/{n}", f"{n:064}") for n in range(1200)]
     index.add(records, vectors, space=space, artifact_digest=A)
     index.tune()
     assert not index.is_approximate
-    index.tune(ann_min_rows=2000)
+    index.tune(ann_min_rows=1000)
     assert index.is_approximate
-    index.tune(ann_min_rows=2000)
+    index.tune(ann_min_rows=1000)
     late = [Record("/late", "0" * 64)]
     index.add(late, vectors[:1] * 2, space=space, artifact_digest=A)
     queries = vectors[:50]
