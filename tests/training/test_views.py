@@ -6,11 +6,10 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
+from amdim_training.color import Jitter, color_jitter
 from amdim_training.views import (
     VIEWS,
-    Jitter,
     ViewsConfig,
-    color_jitter,
     draw_crops,
     draw_jitter,
     draw_pair,

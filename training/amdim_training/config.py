@@ -161,6 +161,8 @@ class RunConfig:
     """Updates between online kNN scores; 0 only at the end."""
     stop_after_minutes: float = 0.0
     """Save and stop cleanly after so long; 0 runs to the last update."""
+    tensorboard: bool = False
+    """Whether curves, score histograms and view pairs are written for TensorBoard."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

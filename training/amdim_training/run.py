@@ -112,7 +112,7 @@ class Run:
         mine = indices[rank * n : (rank + 1) * n].to(self.device)
         generator = self._generator(rank)
         torch.manual_seed(generator.initial_seed())  # the classifiers' dropout
-        views = self._draw(self.pixels[mine], generator)
+        views = self.draw_views(self.pixels[mine], generator)
         drawn = draw_sources(n, device=self.device, generator=generator)
         rate = learning_rate(optim, self.step, self.steps, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
@@ -158,7 +158,7 @@ class Run:
     def trial_step(self, precision: Precision) -> None:
         """Runs a step's forward and backward pass and leaves no trace of it."""
         buffers = {key: value.clone() for key, value in self.encoder.named_buffers()}
-        views = self._draw(self.pixels[: self.config.optim.batch_size], self._generator(0))
+        views = self.draw_views(self.pixels[: self.config.optim.batch_size], self._generator(0))
         drawn = draw_sources(len(views[0]), device=self.device, generator=self._generator(1))
         terms, _, _ = self._backward(views, drawn, precision)
         terms.total.item()  # waits for the device
@@ -186,7 +186,8 @@ class Run:
                 shutil.rmtree(old, ignore_errors=True)
         return folder
 
-    def _draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_views(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns two random views of (N, P, P, 3) uint8 images, as the encoder takes them."""
         size = self.config.encoder.image_size
         first, second = draw_pair(images, size, self.views, generator)
         return (
@@ -203,7 +204,7 @@ class Run:
         size = min(self.config.optim.batch_size, 256)
         for _ in range(NORM_BATCHES):
             indices = torch.randint(len(self.pixels), (size,), generator=generator)
-            yield self._draw(self.pixels[indices.to(self.device)], generator)[0]
+            yield self.draw_views(self.pixels[indices.to(self.device)], generator)[0]
 
     def _batch_indices(self) -> Tensor:
         """Returns (N,) int64 places of this update's images; an epoch's last part is dropped."""

@@ -9,9 +9,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from amdim_training.journal import Journal, Report
 from amdim_training.online import online_knn
 from amdim_training.precision import choose_precision
 from amdim_training.run import Run
+from amdim_training.tensorboard import Board
 from amdim_training.views import VIEWS
 
 _EVALUATION_SPLITS = ("val", "test")
@@ -75,7 +77,8 @@ def train(config: TrainConfig, *, report: Report | None = None) -> Path:
 def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report | None) -> Path:
     config = run.config.run
     run.folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(run.folder, report) if run.is_first else Journal(None)
+    board = Board(run.folder, run.step) if config.tensorboard and run.is_first else None
+    journal = Journal(run.folder, _heard_by(report, board)) if run.is_first else Journal(None)
     precision = choose_precision(config.precision, run.trial_step)
     journal.note({"event": "start", "precision": precision, **_facts(run)})
     ends = time.monotonic() + (config.stop_after_minutes * 60 or float("inf"))
@@ -92,10 +95,27 @@ def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report
             score()
         if run.step % config.save_every == 0:
             run.save()
+            if board is not None:
+                board.inspect(run)
     folder = run.save()
     if run.step >= run.steps:
         score()
+    if board is not None:
+        board.close()
     return folder
+
+
+def _heard_by(report: Report | None, board: Board | None) -> Report | None:
+    """Returns what hears each log record: the caller, TensorBoard, both or nobody."""
+    if board is None:
+        return report
+
+    def hear(record: Mapping[str, Any]) -> None:
+        board.note(record)
+        if report is not None:
+            report(record)
+
+    return hear
 
 
 def _must_stop(run: Run, wanted: bool) -> bool:

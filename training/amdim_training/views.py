@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amdim_training.color import Jitter, color_jitter, luma
 from amdim_training.config import Augmentation, ViewsName
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as PIL's convert("L")
 _CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
 
 
@@ -32,6 +32,12 @@ class Normalization:
         mean = pixels.new_tensor(self.mean).view(1, 3, 1, 1)
         std = pixels.new_tensor(self.std).view(1, 3, 1, 1)
         return (pixels - mean) / std
+
+    def undo(self, planes: Tensor) -> Tensor:
+        """Returns pixels in 0..1 of (N, 3, H, W) that `apply` made."""
+        mean = planes.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = planes.new_tensor(self.std).view(1, 3, 1, 1)
+        return planes * std + mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ def _draw_view(
     view = color_jitter(view, draw_jitter(n, config, generator))
     gray = _uniform(n, generator) < config.gray_probability
     index = gray.nonzero().squeeze(1).to(view.device)
-    view[index] = _luma(view[index]).expand(-1, 3, -1, -1)
+    view[index] = luma(view[index]).expand(-1, 3, -1, -1)
     return config.normalization.apply(view)
 
 
@@ -223,20 +229,6 @@ def _draw_shifts(n: int, config: ViewsConfig, generator: torch.Generator) -> Ten
     return shifts * moved.unsqueeze(1)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Jitter:
-    """Colour jitter parameters of N images.
-
-    Attributes:
-        order: (N, 4) int64, which of brightness 0, contrast 1, saturation 2, hue 3 comes when;
-            -1 in all four places leaves an image alone.
-        factors: (N, 4) float32, by operation: three factors around 1 and a hue shift in turns.
-    """
-
-    order: Tensor
-    factors: Tensor
-
-
 def draw_jitter(n: int, config: ViewsConfig, generator: torch.Generator) -> Jitter:
     """Draws the four operations' order and strengths for each of N images."""
     order = _uniform((n, 4), generator).argsort(dim=1)
@@ -245,69 +237,6 @@ def draw_jitter(n: int, config: ViewsConfig, generator: torch.Generator) -> Jitt
     factors = (2.0 * _uniform((n, 4), generator) - 1.0) * strength
     factors[:, :3] += 1.0
     return Jitter(order.masked_fill(~apply.unsqueeze(1), -1), factors)
-
-
-def color_jitter(images: Tensor, jitter: Jitter) -> Tensor:
-    """Applies each image's four colour operations in its own order, in place.
-
-    Args:
-        images: (N, 3, H, W) float32 in 0..1.
-        jitter: Orders and factors, on the CPU.
-
-    Returns:
-        `images`, in 0..1.
-    """
-    operations = (_brightness, _contrast, _saturation, _hue)
-    for step in range(4):
-        for number, operation in enumerate(operations):
-            index = (jitter.order[:, step] == number).nonzero().squeeze(1)
-            if len(index) == 0:
-                continue
-            factor = jitter.factors[index, number].to(images.device).view(-1, 1, 1, 1)
-            index = index.to(images.device)
-            images[index] = operation(images[index], factor)
-    return images
-
-
-def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp_(0.0, 1.0)
-
-
-def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    mean = _luma(x).mean(dim=(1, 2, 3), keepdim=True)
-    return torch.lerp(mean.expand_as(x), x, factor).clamp_(0.0, 1.0)
-
-
-def _saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_luma(x).expand_as(x), x, factor).clamp_(0.0, 1.0)
-
-
-def _hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotates hue by a share of a full turn, value and saturation kept.
-
-    In HSV a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6 with
-    n = 5, 3, 1 for red, green and blue.
-    """
-    value, largest = x.max(dim=1, keepdim=True)
-    chroma = value - x.amin(dim=1, keepdim=True)
-    red, green, blue = x.split(1, dim=1)
-    safe = chroma.clamp(min=1e-8)
-    sixth = torch.where(
-        largest == 0,
-        (green - blue) / safe,
-        torch.where(largest == 1, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
-    )
-    sixth = sixth + 6.0 * turns
-    offsets = x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    k = (sixth + offsets).remainder_(6.0)
-    return value - chroma * torch.minimum(k, 4.0 - k).clamp_(0.0, 1.0)
-
-
-def _luma(x: Tensor) -> Tensor:
-    """Returns (N, 1, H, W) luma of (N, 3, H, W)."""
-    red, green, blue = x.split(1, dim=1)
-    luma: Tensor = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
-    return luma
 
 
 def _uniform(
