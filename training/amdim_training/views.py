@@ -16,6 +16,7 @@ from torch import Tensor
 
 from amdim_training.color import Jitter, color_jitter, luma
 from amdim_training.config import Augmentation, ViewsName
+from amdim_training.strong import apply_subpolicies, draw_subpolicies, lighting
 
 _CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
 
@@ -62,7 +63,13 @@ class ViewsConfig:
     hue: float = 0.2
     gray_probability: float = 0.25
     flip_probability: float = 0.5
+    subpolicies: bool = False
+    """Whether two random operations come before all else (`strong`)."""
+    lighting: float = 0.0
+    """Standard deviation of colour noise after all else, in ImageNet's eigenvalues."""
 
+
+_IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 VIEWS: dict[ViewsName, ViewsConfig] = {
     "cifar": ViewsConfig(
@@ -72,7 +79,15 @@ VIEWS: dict[ViewsName, ViewsConfig] = {
         max_shift=4,
     ),
     "stl10": ViewsConfig(Normalization((0.43, 0.42, 0.39), (0.27, 0.26, 0.27))),
-    "imagenet": ViewsConfig(Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), hue=0.1),
+    "imagenet": ViewsConfig(_IMAGENET, hue=0.1),
+    "strong": ViewsConfig(
+        _IMAGENET,
+        scale=(0.2, 0.9),
+        jitter_probability=1.0,
+        hue=0.1,
+        subpolicies=True,
+        lighting=0.1,
+    ),
 }
 
 
@@ -120,6 +135,8 @@ def _draw_view(
     planes: Tensor, size: int, config: ViewsConfig, flip: Tensor, generator: torch.Generator
 ) -> Tensor:
     n, side = len(planes), planes.shape[-1]
+    if config.subpolicies:
+        planes = apply_subpolicies(planes, draw_subpolicies(n, generator))
     if config.max_shift:
         shifts = _draw_shifts(n, config, generator)
         rows = translation_matrices(shifts[:, 1], side)
@@ -134,6 +151,8 @@ def _draw_view(
     gray = _uniform(n, generator) < config.gray_probability
     index = gray.nonzero().squeeze(1).to(view.device)
     view[index] = luma(view[index]).expand(-1, 3, -1, -1)
+    if config.lighting:
+        view = lighting(view, config.lighting, generator)
     return config.normalization.apply(view)
 
 
