@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-
 from amdim_clients.contract import Certificate
 from amdim_serving.errors import ServingError
 from amdim_serving.metrics import Metrics
@@ -41,10 +39,17 @@ class Gateway:
     draining: bool = False
     digests: dict[str, str] = field(init=False)
     """The model's name, version and digests, as every answer says them."""
+    files_config: ModelConfig = field(init=False)
+    """The same of the model that takes files."""
     _check: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         spec = self.service.spec
+        self.files_config = type(self.config)()
+        self.files_config.CopyFrom(self.config)
+        self.files_config.name = f"{spec.name}_image"
+        del self.files_config.input[:]
+        self.files_config.input.add(name="image", data_type="TYPE_STRING", dims=[1])
         self.digests = {
             "model": spec.name,
             "version": spec.version,
@@ -97,16 +102,6 @@ class Gateway:
             except (ServingError, TimeoutError):
                 return "engine"
         return None
-
-    def triton_config(self) -> dict[str, Any]:
-        """Returns the model's config as Triton shows it in JSON: its field names, plain numbers."""
-        shown: dict[str, Any] = MessageToDict(self.config, preserving_proto_field_name=True)
-        for tensor in [*shown["input"], *shown["output"]]:
-            tensor["dims"] = [int(side) for side in tensor["dims"]]  # int64 is text in JSON
-        batching = shown.get("dynamic_batching", {})
-        for name in batching.keys() & {"max_queue_delay_microseconds"}:
-            batching[name] = int(batching[name])
-        return shown
 
     def describe(self) -> dict[str, Any]:
         """Returns what /model shows."""

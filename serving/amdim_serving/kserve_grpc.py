@@ -15,20 +15,19 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from amdim_clients.contract import ModelSpec
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
 from amdim_serving.kserve import (
     GRPC_EXTENSIONS,
     PLATFORM,
     SERVER_NAME,
+    KServeModel,
     check_input,
-    find_spec,
-    images_from_bytes,
-    images_from_numbers,
-    input_info,
-    output_infos,
+    find_model,
+    read_bytes,
+    read_values,
     requested_outputs,
+    served_models,
 )
 from amdim_serving.stats import Duration
 
@@ -96,10 +95,10 @@ class _Servicer:
             spent_s = time.perf_counter() - started
             self._service.metrics.request(f"grpc:{name}", status, spent_s)
 
-    def _spec(self, request: Message) -> ModelSpec:
+    def _model(self, request: Message) -> KServeModel:
         if isinstance(request, pb.ModelInferRequest):
-            return find_spec(self._gateway, request.model_name, request.model_version)
-        return find_spec(self._gateway, request.name, request.version)
+            return find_model(self._gateway, request.model_name, request.model_version)
+        return find_model(self._gateway, request.name, request.version)
 
     async def server_live(self, _: Message) -> Message:
         return pb.ServerLiveResponse(live=True)
@@ -108,7 +107,7 @@ class _Servicer:
         return pb.ServerReadyResponse(ready=await self._gateway.why_unready() is None)
 
     async def model_ready(self, request: Message) -> Message:
-        self._spec(request)
+        self._model(request)
         return pb.ModelReadyResponse(ready=await self._gateway.why_unready() is None)
 
     async def server_metadata(self, _: Message) -> Message:
@@ -117,64 +116,44 @@ class _Servicer:
         )
 
     async def model_metadata(self, request: Message) -> Message:
-        spec = self._spec(request)
+        model = self._model(request)
         tensor = pb.ModelMetadataResponse.TensorMetadata
-        image = input_info(spec)
+        image = model.input
         return pb.ModelMetadataResponse(
-            name=spec.name,
-            versions=[spec.version],
+            name=model.name,
+            versions=[model.spec.version],
             platform=PLATFORM,
             inputs=[tensor(name=image.name, datatype=image.datatype, shape=image.shape)],
             outputs=[
                 tensor(name=info.name, datatype=info.datatype, shape=info.shape)
-                for info in output_infos(spec)
+                for info in model.outputs
             ],
         )
 
     async def model_config(self, request: Message) -> Message:
-        self._spec(request)
-        return pb.ModelConfigResponse(config=self._gateway.config)
+        return pb.ModelConfigResponse(config=self._model(request).config)
 
     async def model_statistics(self, request: Message) -> Message:
-        name = request.name or self._service.spec.name
-        spec = find_spec(self._gateway, name, request.version)
-        seen = self._service.stats
-        statistics = pb.ModelStatistics(
-            name=spec.name,
-            version=spec.version,
-            last_inference=seen.last_inference_ms,
-            inference_count=seen.inference_count,
-            execution_count=seen.execution_count,
-            inference_stats=pb.InferStatistics(
-                success=_duration(seen.success),
-                fail=_duration(seen.fail),
-                queue=_duration(seen.queue),
-                compute_input=_duration(seen.compute_input),
-                compute_infer=_duration(seen.compute_infer),
-                compute_output=_duration(seen.compute_output),
-            ),
-            batch_stats=[
-                pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(spent))
-                for size, spent in sorted(seen.batches.items())
-            ],
-        )
-        return pb.ModelStatisticsResponse(model_stats=[statistics])
+        found = [self._model(request)] if request.name else served_models(self._gateway)
+        return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in found])
 
     async def repository_index(self, _: Message) -> Message:
-        spec = self._service.spec
-        entry = pb.RepositoryIndexResponse.ModelIndex(
-            name=spec.name, version=spec.version, state="READY"
+        entry = pb.RepositoryIndexResponse.ModelIndex
+        return pb.RepositoryIndexResponse(
+            models=[
+                entry(name=model.name, version=model.spec.version, state="READY")
+                for model in served_models(self._gateway)
+            ]
         )
-        return pb.RepositoryIndexResponse(models=[entry])
 
     async def model_infer(self, request: Message) -> Message:
-        spec = self._spec(request)
-        outputs = requested_outputs(spec, [output.name for output in request.outputs])
-        arrays = await self._service.encode_pixels(_images(spec, request), outputs)
+        model = self._model(request)
+        outputs = requested_outputs(model.spec, [output.name for output in request.outputs])
+        arrays = await model.encode(_read_input(model, request), outputs)
         tensor = pb.ModelInferResponse.InferOutputTensor
         return pb.ModelInferResponse(
-            model_name=spec.name,
-            model_version=spec.version,
+            model_name=model.name,
+            model_version=model.spec.version,
             id=request.id,
             outputs=[
                 tensor(name=name, datatype="FP32", shape=array.shape)
@@ -199,8 +178,8 @@ _METHODS = {
 }
 
 
-def _images(spec: ModelSpec, request: Message) -> Any:
-    """Returns the request's only tensor, (N, S, S, 3) uint8.
+def _read_input(model: KServeModel, request: Message) -> Any:
+    """Returns the request's only tensor as what the model encodes.
 
     Raises:
         RequestError: bad_request, no_images.
@@ -211,10 +190,12 @@ def _images(spec: ModelSpec, request: Message) -> Any:
     if "shared_memory_region" in tensor.parameters:
         raise RequestError("bad_request", "Shared memory is not supported.")
     shape = list(tensor.shape)
-    check_input(spec, tensor.name, tensor.datatype, shape)
+    check_input(model, tensor.name, tensor.datatype, shape)
     if request.raw_input_contents:
-        return images_from_bytes(request.raw_input_contents[0], shape)
-    return images_from_numbers(list(tensor.contents.uint_contents), shape)
+        return read_bytes(model, request.raw_input_contents[0], shape)
+    contents = tensor.contents
+    values = contents.bytes_contents if tensor.datatype == "BYTES" else contents.uint_contents
+    return read_values(model, list(values), shape)
 
 
 def _key(context: grpc.aio.ServicerContext) -> bytes | None:
@@ -230,3 +211,26 @@ def _key(context: grpc.aio.ServicerContext) -> bytes | None:
 
 def _duration(duration: Duration) -> Message:
     return pb.StatisticDuration(count=duration.count, ns=duration.ns)
+
+
+def _statistics(model: KServeModel) -> Message:
+    seen = model.stats
+    return pb.ModelStatistics(
+        name=model.name,
+        version=model.spec.version,
+        last_inference=seen.last_inference_ms,
+        inference_count=seen.inference_count,
+        execution_count=seen.execution_count,
+        inference_stats=pb.InferStatistics(
+            success=_duration(seen.success),
+            fail=_duration(seen.fail),
+            queue=_duration(seen.queue),
+            compute_input=_duration(seen.compute_input),
+            compute_infer=_duration(seen.compute_infer),
+            compute_output=_duration(seen.compute_output),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(spent))
+            for size, spent in sorted(seen.batches.items())
+        ],
+    )

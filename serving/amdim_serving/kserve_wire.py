@@ -13,10 +13,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from amdim_clients.contract import ModelSpec
 from amdim_serving.encodings import to_json
 from amdim_serving.errors import RequestError
-from amdim_serving.kserve import check_input, images_from_bytes, images_from_numbers
+from amdim_serving.kserve import KServeModel, check_input, read_bytes, read_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +23,23 @@ class InferCall:
     """A request that has been read.
 
     Attributes:
-        images: (N, S, S, 3) uint8.
+        images: What the model encodes: pixels, or files.
         outputs: Each output named, and whether it is wanted as binary; empty: all of them.
         is_binary: How outputs that were not named are wanted.
         id: Echoed in the answer.
     """
 
-    images: NDArray[np.uint8]
+    images: Any
     outputs: tuple[tuple[str, bool], ...]
     is_binary: bool
     id: str
 
 
-def parse_request(spec: ModelSpec, body: bytes, header_length: bytes | None) -> InferCall:
+def parse_request(model: KServeModel, body: bytes, header_length: bytes | None) -> InferCall:
     """Reads an infer body.
 
     Args:
-        spec: Of the model asked.
+        model: The one asked.
         body: JSON, then binary tensor data.
         header_length: The length of the JSON, where binary data follows.
 
@@ -64,12 +63,12 @@ def parse_request(spec: ModelSpec, body: bytes, header_length: bytes | None) -> 
     request_id = document.get("id", "")
     if not isinstance(request_id, str):
         raise RequestError("bad_request", "The value of id is not valid.")
-    images = _read_images(spec, _object(tensors[0]), memoryview(body)[cut:])
+    images = _read_images(model, _object(tensors[0]), memoryview(body)[cut:])
     return InferCall(images, outputs, by_default, request_id)
 
 
 def encode_answer(
-    spec: ModelSpec, call: InferCall, arrays: Mapping[str, NDArray[np.float32]]
+    model: KServeModel, call: InferCall, arrays: Mapping[str, NDArray[np.float32]]
 ) -> tuple[bytes, int | None]:
     """Returns the answer's body, and the length of its JSON where binary data follows it."""
     binary = dict(call.outputs)
@@ -83,7 +82,7 @@ def encode_answer(
         else:
             head["data"] = array.ravel()
         outputs.append(head)
-    answer: dict[str, Any] = {"model_name": spec.name, "model_version": spec.version}
+    answer: dict[str, Any] = {"model_name": model.name, "model_version": model.spec.version}
     if call.id:
         answer["id"] = call.id
     content = to_json({**answer, "outputs": outputs})
@@ -100,19 +99,19 @@ def _header_length(value: bytes | None, total: int) -> int:
     return int(value)
 
 
-def _read_images(spec: ModelSpec, tensor: dict[str, Any], binary: memoryview) -> NDArray[np.uint8]:
+def _read_images(model: KServeModel, tensor: dict[str, Any], binary: memoryview) -> Any:
     shape = _list(tensor.get("shape"), "shape")
     if not all(type(side) is int for side in shape):
         raise RequestError("bad_request", "The value of shape is not valid.")
-    check_input(spec, _text(tensor, "name"), _text(tensor, "datatype"), shape)
+    check_input(model, _text(tensor, "name"), _text(tensor, "datatype"), shape)
     size = _parameters(tensor).get("binary_data_size")
     if size is None:
         if len(binary):
             raise RequestError("bad_request", "The body holds more than its tensors.")
-        return images_from_numbers(tensor.get("data"), shape)
+        return read_values(model, tensor.get("data"), shape)
     if type(size) is not int or size != len(binary):
         raise RequestError("bad_request", "The value of binary_data_size is not valid.")
-    return images_from_bytes(binary, shape)
+    return read_bytes(model, binary, shape)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -97,6 +97,9 @@ class EmbedService:
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
         self.stats = ModelStats()
+        """Of everything that was encoded."""
+        self.file_stats = ModelStats()
+        """Of what came as encoded files."""
         self._image_limits = ImageLimits(
             max_pixels=self.limits.max_pixels, min_side=self.limits.min_side
         )
@@ -158,7 +161,10 @@ class EmbedService:
                 bad_base64, draining, internal, deadline_exceeded.
         """
         result = EmbedResult()
-        async with self._admitted(len(pictures), outputs, result.timings) as job:
+        async with (
+            self._counted(self.file_stats, len(pictures), result.timings),
+            self._admitted(len(pictures), outputs, result.timings) as job,
+        ):
             queued = await self._decode_all(job, pictures, result.timings)
             for decoded in queued:
                 result.items.append(await self._finish(decoded, outputs, normalize, result.timings))
@@ -193,6 +199,29 @@ class EmbedService:
             name: np.stack([row.batch.take(row.row, name, normalize=False) for row in rows])
             for name in outputs
         }
+
+    async def encode_files(
+        self, files: Sequence[bytes | memoryview], outputs: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Encodes picture files, as KServe v2 sends them to the model that takes bytes.
+
+        Args:
+            files: Each a whole file in an accepted format.
+            outputs: As `check_outputs` returned them.
+
+        Returns:
+            Each output as (N, ...) float32, not normalised.
+
+        Raises:
+            RequestError: As `embed`; a bad image fails the request.
+        """
+        result = await self.embed([Picture(file) for file in files], outputs, normalize=False)
+        embedded: list[Embedded] = []
+        for index, item in enumerate(result.items):
+            if isinstance(item, ItemError):
+                raise RequestError(item.code, item.message, index=index)
+            embedded.append(item)
+        return {name: np.stack([item.vectors[name] for item in embedded]) for name in outputs}
 
     async def encode_canary(self, certificate: Certificate) -> None:
         """Runs one canary past the queue's bound, to see that the engine still answers right.
@@ -299,24 +328,38 @@ class EmbedService:
             RequestError: no_images, too_many_images, overloaded, draining, deadline_exceeded,
                 internal, and what the work itself raises.
         """
-        started = time.monotonic()
         limit_s = self.limits.deadline_seconds
+        async with self._counted(self.stats, images, timings):
+            try:
+                if not images:
+                    raise RequestError("no_images")
+                if images > self.limits.max_images:
+                    raise RequestError("too_many_images")
+                deadline = time.monotonic() + limit_s
+                with self.batcher.admit(images, outputs, deadline=deadline) as job:
+                    async with asyncio.timeout(limit_s):
+                        yield job
+            except TimeoutError as error:
+                raise self._failed(RequestError("deadline_exceeded"), images) from error
+            except EngineError as error:
+                raise self._failed(RequestError("internal"), images) from error
+            except RequestError as error:
+                raise self._failed(error, images) from error.__cause__
+
+    @asynccontextmanager
+    async def _counted(
+        self, stats: ModelStats, images: int, timings: Timings
+    ) -> AsyncIterator[None]:
+        """Counts a request in a model's statistics, as it ends."""
+        started = time.monotonic()
         try:
-            if not images:
-                raise RequestError("no_images")
-            if images > self.limits.max_images:
-                raise RequestError("too_many_images")
-            with self.batcher.admit(images, outputs, deadline=started + limit_s) as job:
-                async with asyncio.timeout(limit_s):
-                    yield job
-        except TimeoutError as error:
-            raise self._failed(RequestError("deadline_exceeded"), images, started) from error
-        except EngineError as error:
-            raise self._failed(RequestError("internal"), images, started) from error
-        except RequestError as error:
-            self._failed(error, images, started)
+            yield
+        except RequestError:
+            stats.failed(time.monotonic() - started)
             raise
-        self.stats.succeeded(
+        if stats is self.file_stats:
+            stats.batch(images, timings.infer)
+        stats.succeeded(
             images,
             time.monotonic() - started,
             queue_s=timings.queue,
@@ -324,9 +367,8 @@ class EmbedService:
             infer_s=timings.infer,
         )
 
-    def _failed(self, error: RequestError, images: int, started: float) -> RequestError:
+    def _failed(self, error: RequestError, images: int) -> RequestError:
         self.metrics.image(error.code, images)
-        self.stats.failed(time.monotonic() - started)
         return error
 
     def _count_batch(self, images: int, seconds: float) -> None:

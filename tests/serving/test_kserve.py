@@ -182,3 +182,49 @@ def test_a_wrong_header_length_is_400(served: Any, length: str) -> None:
         headers={"Inference-Header-Content-Length": length},
     )
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
+def test_files_give_the_vectors_of_embed(served: Any, make_picture: Any, wire: str) -> None:
+    pictures = [make_picture(seed=seed) for seed in range(3)]
+    files = np.array([[picture] for picture in pictures], dtype=np.object_)
+    client_module = triton_http if wire == "rest" else triton_grpc
+    port = served.port if wire == "rest" else served.grpc_port
+    with client_module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        image = client_module.InferInput("image", [3, 1], "BYTES")
+        image.set_data_from_numpy(files)
+        result = client.infer("amdim_image", [image])
+        for name in NAMES:
+            for row, picture in zip(result.as_numpy(name), pictures, strict=True):
+                answer = httpx.post(
+                    served.url + "/embed",
+                    content=picture,
+                    params={"outputs": name, "normalize": "false"},
+                )
+                own = answer.json()["data"][0][name]
+                np.testing.assert_allclose(row, own, rtol=1e-4, atol=1e-5)
+        metadata = client.get_model_metadata("amdim_image")
+        shown = metadata["inputs"][0]["name"] if wire == "rest" else metadata.inputs[0].name
+        assert shown == "image"
+
+
+def test_a_bad_file_fails_its_request(served: Any) -> None:
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        image = triton_grpc.InferInput("image", [1], "BYTES")
+        image.set_data_from_numpy(np.array([b"no picture"], dtype=np.object_))
+        with pytest.raises(InferenceServerException) as failure:
+            client.infer("amdim_image", [image])
+        assert failure.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", b"\xff\xff\xff\xffx", b"\x00\x00\x00\x00" * 2])
+def test_malformed_bytes_tensors_are_400(served: Any, data: bytes) -> None:
+    parameters = {"binary_data_size": len(data)}
+    image = {"name": "image", "datatype": "BYTES", "shape": [1, 1], "parameters": parameters}
+    head = json.dumps({"inputs": [image]}).encode()
+    answer = httpx.post(
+        f"{served.url}/v2/models/amdim_image/infer",
+        content=head + data,
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    assert answer.status_code == 400

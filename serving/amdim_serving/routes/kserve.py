@@ -5,6 +5,7 @@ Translates; the tensors' meaning is in `kserve.py`, the work in `EmbedService`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,11 +21,12 @@ from amdim_serving.kserve import (
     PLATFORM,
     REST_EXTENSIONS,
     SERVER_NAME,
+    KServeModel,
     TensorInfo,
-    find_spec,
-    input_info,
-    output_infos,
+    find_model,
     requested_outputs,
+    served_models,
+    triton_json,
 )
 from amdim_serving.kserve_wire import encode_answer, parse_request
 from amdim_serving.stats import Duration, ModelStats
@@ -38,14 +40,18 @@ _VERSION = "/models/{model}/versions/{version}"
 
 def infer_routes(gateway: Gateway) -> dict[str, DirectRoute]:
     """Returns the infer routes of what is served, to be called past the framework."""
-    spec = gateway.service.spec
-    base = f"/v2/models/{spec.name}"
-    paths = (f"{base}/infer", f"{base}/versions/{spec.version}/infer")
-    return {path: answer_infer for path in paths}
+    routes: dict[str, DirectRoute] = {}
+    for model in served_models(gateway):
+        answer = partial(answer_infer, model)
+        routes[f"/v2/models/{model.name}/infer"] = answer
+        routes[f"/v2/models/{model.name}/versions/{model.spec.version}/infer"] = answer
+    return routes
 
 
-async def answer_infer(gateway: Gateway, scope: Scope, receive: Receive) -> Response:
-    """Answers an infer request to the served model.
+async def answer_infer(
+    model: KServeModel, gateway: Gateway, scope: Scope, receive: Receive
+) -> Response:
+    """Answers an infer request to a model.
 
     Raises:
         RequestError: Any code of the table.
@@ -55,26 +61,24 @@ async def answer_infer(gateway: Gateway, scope: Scope, receive: Receive) -> Resp
     head: Head = scope[HEAD]
     header_length = dict(scope["headers"]).get(b"inference-header-content-length")
     body = await read_body(receive, service.limits, head.content_length)
-    call = await service.run_in_thread(lambda: parse_request(service.spec, body, header_length))
-    outputs = requested_outputs(service.spec, [name for name, _ in call.outputs])
+    call = await service.run_in_thread(lambda: parse_request(model, body, header_length))
+    outputs = requested_outputs(model.spec, [name for name, _ in call.outputs])
     async with DisconnectWatch(receive):
-        arrays = await service.encode_pixels(call.images, outputs)
-        content, length = await service.run_in_thread(
-            lambda: encode_answer(service.spec, call, arrays)
-        )
+        arrays = await model.encode(call.images, outputs)
+        content, length = await service.run_in_thread(lambda: encode_answer(model, call, arrays))
     if length is None:
         return Response(content, media_type=JSON)
     headers = {"Inference-Header-Content-Length": str(length)}
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 
-@router.post(_MODEL + "/infer", summary="Encode pixels")
-@router.post(_VERSION + "/infer", summary="Encode pixels with a version")
+@router.post(_MODEL + "/infer", summary="Encode pixels or files")
+@router.post(_VERSION + "/infer", summary="Encode with a version")
 async def infer(request: Request, model: str, version: str | None = None) -> Response:
     """Tensors in and out, as JSON or binary; vectors are never normalised here."""
     gateway: Gateway = request.app.state.gateway
-    find_spec(gateway, model, version)
-    return await answer_infer(gateway, request.scope, request.receive)
+    found = find_model(gateway, model, version)
+    return await answer_infer(found, gateway, request.scope, request.receive)
 
 
 @router.get("", summary="The server")
@@ -102,14 +106,14 @@ async def ready(request: Request) -> Response:
 @router.get(_VERSION, summary="A version's tensors")
 async def metadata(request: Request, model: str, version: str | None = None) -> Response:
     """Names, types and shapes."""
-    spec = find_spec(request.app.state.gateway, model, version)
+    found = find_model(request.app.state.gateway, model, version)
     return _json(
         {
-            "name": spec.name,
-            "versions": [spec.version],
+            "name": found.name,
+            "versions": [found.spec.version],
             "platform": PLATFORM,
-            "inputs": [_tensor(input_info(spec))],
-            "outputs": [_tensor(info) for info in output_infos(spec)],
+            "inputs": [_tensor(found.input)],
+            "outputs": [_tensor(info) for info in found.outputs],
         }
     )
 
@@ -118,7 +122,7 @@ async def metadata(request: Request, model: str, version: str | None = None) -> 
 @router.get(_VERSION + "/ready", summary="Whether a version may get work")
 async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
     """200 or 503, as /readyz."""
-    find_spec(request.app.state.gateway, model, version)
+    find_model(request.app.state.gateway, model, version)
     return await ready(request)
 
 
@@ -127,8 +131,7 @@ async def model_ready(request: Request, model: str, version: str | None = None) 
 async def config(request: Request, model: str, version: str | None = None) -> Response:
     """The config.pbtxt as JSON, in Triton's own field names."""
     gateway: Gateway = request.app.state.gateway
-    find_spec(gateway, model, version)
-    return _json(gateway.triton_config())
+    return _json(triton_json(find_model(gateway, model, version).config))
 
 
 @router.get("/models/stats", summary="Every model's statistics")
@@ -137,17 +140,26 @@ async def config(request: Request, model: str, version: str | None = None) -> Re
 async def stats(request: Request, model: str | None = None, version: str | None = None) -> Response:
     """What was computed, counted as Triton counts it."""
     gateway: Gateway = request.app.state.gateway
-    spec = find_spec(gateway, model or gateway.service.spec.name, version)
-    numbers = _stats(gateway.service.stats)
-    return _json({"model_stats": [{"name": spec.name, "version": spec.version, **numbers}]})
+    found = [find_model(gateway, model, version)] if model else served_models(gateway)
+    return _json(
+        {
+            "model_stats": [
+                {"name": one.name, "version": one.spec.version, **_stats(one.stats)}
+                for one in found
+            ]
+        }
+    )
 
 
 @router.post("/repository/index", summary="The models served")
 async def index(request: Request) -> Response:
     """Name, version and state of each."""
-    spec = request.app.state.gateway.service.spec
-    entry = {"name": spec.name, "version": spec.version, "state": "READY", "reason": ""}
-    return _json([entry])
+    return _json(
+        [
+            {"name": model.name, "version": model.spec.version, "state": "READY", "reason": ""}
+            for model in served_models(request.app.state.gateway)
+        ]
+    )
 
 
 def _json(value: Any) -> Response:
