@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from amdim_clients.images import Preprocess
-from amdim_training.data import UNLABELED, ImageSet, load_images
+from amdim_training.data import ImageSet, load_images
 from amdim_training.errors import DataError
+from amdim_training.sources import UNLABELED
 
 SIDE = Preprocess(image_size=32, resize=32)
 

@@ -84,7 +84,7 @@ class DataConfig:
     """Where training images come from and how a pair of views is drawn."""
 
     train: tuple[str, ...] = ()
-    """Parquet packs or image folders; of a pack with a `split` column, only its train rows."""
+    """Parquet packs, image folders, data sets by name (`sources.open_source`): their train rows."""
     gallery: tuple[str, ...] = ()
     """Labelled images the online kNN searches; empty switches it off."""
     queries: str = ""

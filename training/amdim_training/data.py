@@ -1,4 +1,4 @@
-"""Images in memory: Parquet packs and folders decoded once to uint8, labels beside them.
+"""Images in memory: every source decoded once to uint8, labels beside them.
 
 An epoch then costs no decoding. Knows no augmentation and no training.
 """
@@ -14,23 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+from PIL import Image
 
 from amdim_clients.errors import ImageError
-from amdim_clients.images import Preprocess, decode_image
+from amdim_clients.images import Preprocess, decode_image, resize_and_crop
 from amdim_training.errors import DataError
-
-UNLABELED = -1
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-)
+from amdim_training.sources import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # for those who list folders
+from amdim_training.sources import UNLABELED, Pixels, Row, open_source
 
 _log = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-Row = tuple[str, bytes, int]
-"""A picture's name, its encoded bytes and its label."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +44,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def labelled(self) -> ImageSet:
+        """Returns the pictures that have a label."""
+        known = self.labels != UNLABELED
+        if known.all():
+            return self
+        return ImageSet(self.pixels[known], self.labels[known], self.skipped)
+
     def subset(self, count: int, seed: int = 0) -> ImageSet:
         """Returns at most `count` images: the first of a shuffle that `seed` fixes."""
         if count >= len(self):
@@ -65,13 +66,13 @@ def load_images(
     splits: Sequence[str] = ("train",),
     progress: Callable[[int], None] | None = None,
 ) -> ImageSet:
-    """Decodes every picture of Parquet packs and image folders into one array.
+    """Decodes every picture of packs, folders and named data sets into one array.
 
     Args:
-        sources: `.parquet` files with an `image` column of {bytes, path}, or folders; the
-            sub-folders of a folder are its classes.
+        sources: `.parquet` files with an `image` column of {bytes, path}; folders, whose
+            sub-folders are the classes; or data sets by name (`sources.open_source`).
         preprocess: How a picture becomes P x P pixels.
-        splits: Rows to take of a pack that has a `split` column; folders are taken whole.
+        splits: Rows to take of a source that has splits; folders are taken whole.
         progress: Called with the number of pictures decoded so far.
 
     Raises:
@@ -82,16 +83,19 @@ def load_images(
     skipped: list[str] = []
 
     def decode(row: Row) -> tuple[str, Pixels | None, int]:
-        name, encoded, label = row
+        name, picture, label = row
         try:
-            return name, decode_image(encoded, preprocess).pixels, label
+            if isinstance(picture, bytes):
+                return name, decode_image(picture, preprocess).pixels, label
+            image = Image.fromarray(np.ascontiguousarray(picture))
+            return name, resize_and_crop(image, preprocess), label
         except ImageError as error:
             _log.warning("skipped %s: %s", name, error)
             return name, None, label
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for source in sources:
-            for chunk in _chunks(_rows(Path(source), frozenset(splits))):
+            for chunk in _chunks(open_source(source, frozenset(splits))):
                 for name, picture, label in pool.map(decode, chunk):
                     if picture is None:
                         skipped.append(name)
@@ -105,44 +109,6 @@ def load_images(
             f"no picture could be read from {', '.join(map(str, sources)) or 'nothing'}"
         )
     return ImageSet(np.stack(pixels), np.asarray(labels, dtype=np.int64), tuple(skipped))
-
-
-def _rows(source: Path, splits: frozenset[str]) -> Iterator[Row]:
-    if source.is_dir():
-        return _folder_rows(source)
-    if source.suffix == ".parquet" and source.is_file():
-        return _parquet_rows(source, splits)
-    raise DataError(f"{source} is neither a folder nor a .parquet file")
-
-
-def _parquet_rows(source: Path, splits: frozenset[str]) -> Iterator[Row]:
-    try:
-        table = pq.ParquetFile(source)
-    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        raise DataError(f"{source} cannot be read as Parquet") from error
-    names = set(table.schema_arrow.names)
-    if "image" not in names:
-        raise DataError(f"{source} has no column named image")
-    columns = [name for name in ("image", "label", "split") if name in names]
-    for batch in table.iter_batches(batch_size=1024, columns=columns):
-        for row in batch.to_pylist():
-            if "split" in row and row["split"] not in splits:
-                continue
-            image = row["image"]
-            label = row.get("label")
-            yield image.get("path") or "", image["bytes"], UNLABELED if label is None else label
-
-
-def _folder_rows(source: Path) -> Iterator[Row]:
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    classes = sorted({path.relative_to(source).parts[0] for path in files if path.parent != source})
-    number = {name: index for index, name in enumerate(classes)}
-    for path in files:
-        label = UNLABELED if path.parent == source else number[path.relative_to(source).parts[0]]
-        try:
-            yield str(path), path.read_bytes(), label
-        except OSError as error:
-            _log.warning("skipped %s: %s", path, error)
 
 
 def _chunks(rows: Iterator[Row], size: int = 2048) -> Iterator[list[Row]]:

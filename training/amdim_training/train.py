@@ -154,9 +154,11 @@ def _make_scorer(config: TrainConfig) -> Callable[[AmdimEncoder], dict[str, floa
     if not data.gallery or not data.queries:
         return None
     preprocess = Preprocess.for_image_size(config.encoder.image_size)
-    gallery = load_images(data.gallery, preprocess).subset(data.gallery_limit)
+    gallery = load_images(data.gallery, preprocess).labelled().subset(data.gallery_limit)
     queries = load_images([data.queries], preprocess, splits=_EVALUATION_SPLITS)
-    queries = queries.subset(data.query_limit)
+    queries = queries.labelled().subset(data.query_limit)
+    if not len(gallery) or not len(queries):
+        raise DataError("data.gallery and data.queries need labels: kNN compares classes")
     normalization = VIEWS[data.views].normalization
     return lambda encoder: online_knn(encoder, gallery, queries, normalization)
 
