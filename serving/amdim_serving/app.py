@@ -18,7 +18,7 @@ from amdim_serving.answers import error_answer, from_framework
 from amdim_serving.edge import HEAD, Edge
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
-from amdim_serving.routes import embed, kserve, openai, status
+from amdim_serving.routes import embed, kserve, match, openai, status
 
 ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -49,6 +49,7 @@ def create_app(gateway: Gateway) -> Edge:
     )
     app.state.gateway = gateway
     app.include_router(embed.router)
+    app.include_router(match.router)
     app.include_router(openai.router)
     app.include_router(kserve.router)
     app.include_router(status.router)

@@ -5,7 +5,10 @@ The hot routes read their bodies themselves; this is their documentation, and no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from pydantic import BaseModel
 
 from amdim_serving.errors import ERRORS
 from amdim_serving.schemas import EmbedOptions, EmbedRequest, ErrorAnswer
@@ -69,6 +72,32 @@ EMBED_PARAMETERS: dict[str, Any] = {
         for name, schema in _OPTIONS.items()
     ]
 }
+
+
+def form_or_json(schema: type[BaseModel], *, files: Sequence[str]) -> dict[str, Any]:
+    """Returns what a route's `openapi_extra` says of a body that is a form or JSON.
+
+    Args:
+        schema: Of the JSON body.
+        files: Its fields that a form carries as files.
+    """
+    described = _inline(schema.model_json_schema())
+    as_files = {name: _BINARY for name in files}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {**described["properties"], **as_files},
+                        "required": list(files),
+                    }
+                },
+                "application/json": {"schema": described},
+            },
+        }
+    }
 
 
 def _codes(status: int) -> str:

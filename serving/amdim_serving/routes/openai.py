@@ -30,6 +30,7 @@ from amdim_serving.watching import DisconnectWatch
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 _BIG_BODY_BYTES = 256 * 1024
+_ONLY_IMAGES = "Only images are embedded here, given as data URIs; text is not."
 
 
 class ImageInput(BaseModel):
@@ -135,6 +136,8 @@ def _read(body: bytes, served: str) -> tuple[list[Picture], bool]:
     try:
         request = EmbeddingsRequest.model_validate_json(body)
     except ValidationError as error:
+        if error.errors()[0]["loc"][:1] == ("input",):
+            raise RequestError("bad_request", _ONLY_IMAGES) from error
         raise invalid(error) from error
     if request.dimensions is not None:
         raise RequestError("bad_request", "The dimensions of these vectors cannot be chosen.")
@@ -148,9 +151,7 @@ def _read(body: bytes, served: str) -> tuple[list[Picture], bool]:
 def _picture(item: object) -> Picture:
     data = item.image if isinstance(item, ImageInput) else item
     if not isinstance(data, str) or not data.startswith("data:"):
-        raise RequestError(
-            "bad_request", "Only images are embedded here, given as data URIs; text is not."
-        )
+        raise RequestError("bad_request", _ONLY_IMAGES)
     return Picture(data)
 
 
