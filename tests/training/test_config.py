@@ -63,3 +63,18 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     path.write_text("[encoder")
     with pytest.raises(ConfigError, match="is not TOML"):
         TrainConfig.load(path)
+
+
+def test_every_shipped_configuration_says_how_it_is_run_and_what_came_of_it() -> None:
+    for path in CONFIGS:
+        header = path.read_text().partition("\n[")[0]
+        assert f"amdim_clients.cli train training/configs/{path.name}" in header or (
+            f"amdim train training/configs/{path.name}" in header
+        )
+        if path.stem not in ("tiny64", "tiny64_decay"):
+            assert "Hardware:" in header and "Result:" in header, path.name
+
+
+def test_an_unknown_pipeline_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.views is one of cifar, .*strong, not 'sift'"):
+        TrainConfig.from_dict({"data": {"views": "sift"}})
