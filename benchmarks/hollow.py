@@ -57,7 +57,7 @@ def open_hollow(settings: Settings) -> Gateway:
         return DecodedImage(pixels, 500, 375)
 
     service = EmbedService(HollowEngine(opened.engine), limits=settings.limits, decode=decode)
-    return Gateway(settings, service, opened.certificate)
+    return Gateway(settings, service, opened.certificate, opened.config)
 
 
 if __name__ == "__main__":
