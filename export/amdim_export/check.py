@@ -85,10 +85,14 @@ def _check_model(folder: Path) -> Iterator[Finding]:
     except RepositoryError as error:
         yield Finding(folder.name, 0, CONFIG_FILE, str(error))
         return
-    if "format" not in amdim_parameters(config):
-        return  # not one of this project's encoders
+    parameters = amdim_parameters(config)
+    if "format" not in parameters:
+        return  # not one of this project's models
     if not versions:
         yield Finding(folder.name, 0, CONFIG_FILE, "the model has no version")
+        return
+    if parameters.get("kind") in ("image", "preprocess"):
+        yield _check_follower(folder, versions[-1], parameters)
         return
     for version in versions:
         place = folder / str(version)
@@ -101,6 +105,20 @@ def _check_model(folder: Path) -> Iterator[Finding]:
         path = folder / CONFIG_FILE if version == versions[-1] else place / CONFIG_FILE
         yield from _check_config(folder.name, version, path, certificate)
         yield from _check_artifact(folder.name, version, place / MODEL_FILE, certificate)
+
+
+def _check_follower(folder: Path, version: int, parameters: Mapping[str, str]) -> Finding:
+    """Checks that a model without vectors of its own goes with the encoder that it names."""
+    what = f"{CONFIG_FILE} against its encoder"
+    try:
+        path = folder.parent / parameters.get("encoder", "") / CONFIG_FILE
+        encoder = amdim_parameters(read_config(path))
+    except RepositoryError as error:
+        return Finding(folder.name, version, what, str(error))
+    shared = [*DIGESTS[:2], "image_size", "resize", "preprocess_version"]
+    differing = [name for name in shared if parameters.get(name) != encoder.get(name)]
+    problem = f"it was published for another {differing[0]}" if differing else ""
+    return Finding(folder.name, version, what, problem)
 
 
 def _check_config(

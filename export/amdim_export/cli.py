@@ -37,6 +37,10 @@ def export(
     image: Annotated[
         bool, typer.Option("--image", help="Also publish NAME_image, which takes picture files.")
     ] = False,
+    windows: Annotated[
+        bool,
+        typer.Option("--windows", help="Also publish NAME_windows: every window of any picture."),
+    ] = False,
 ) -> None:
     """Export an encoder: ONNX, Triton configuration, certificate; published when it is the same."""
     from rich.console import Console
@@ -58,13 +62,16 @@ def export(
         instances=instances,
         max_queue_delay_us=max_queue_delay_us,
         image=image,
+        windows=windows,
     )
     with console.status("loading the checkpoint") as status:
-        folder, certificate = export_encoder(checkpoint, to, options, say=status.update)
-    for part in certificate_report(f"Certificate of {name} {folder.name}", certificate):
-        console.print(part, soft_wrap=isinstance(part, str), highlight=False)
-    size = (folder / "model.onnx").stat().st_size / 1e6
-    console.print(f"published {folder} ({size:.1f} MB)", soft_wrap=True)
+        published = export_encoder(checkpoint, to, options, say=status.update)
+    for one in published:
+        title = f"Certificate of {one.folder.parent.name} {one.folder.name}"
+        for part in certificate_report(title, one.certificate):
+            console.print(part, soft_wrap=isinstance(part, str), highlight=False)
+        size = (one.folder / "model.onnx").stat().st_size / 1e6
+        console.print(f"published {one.folder} ({size:.1f} MB)", soft_wrap=True)
 
 
 def models(repository: _Repository = Path("model_repository")) -> None:

@@ -5,6 +5,8 @@ Knows neither the fused graph nor ONNX.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -33,9 +35,10 @@ def reference_vectors(
     whitening: Whitening | None,
     pixels: npt.NDArray[np.uint8],
     *,
+    only: Sequence[str] = (),
     batch_size: int = 64,
 ) -> Vectors:
-    """Returns every served output of (N, S, S, 3) pictures, as the trained encoder gives it."""
+    """Returns served outputs of (N, S, S, 3) pictures (all, or `only` some), as trained."""
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(pixels), batch_size):
         chunk = torch.from_numpy(pixels[start : start + batch_size])
@@ -48,5 +51,6 @@ def reference_vectors(
         if whitening is not None:
             served = {EMBEDDING: whitening.apply(pooled_features(features)), **served}
         for name, value in served.items():
-            parts.setdefault(name, []).append(value)
+            if not only or name in only:
+                parts.setdefault(name, []).append(value)
     return {name: torch.cat(values).contiguous().numpy() for name, values in parts.items()}

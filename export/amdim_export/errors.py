@@ -4,6 +4,7 @@ ExportError
 |-- ParityError        an artifact's vectors differ from the encoder's by more than it may
 |-- GraphError         the exported graph is not what was asked for
 |-- RepositoryError    a model repository cannot be read or a version cannot be published
+|-- PicturesError      pictures to fit or to measure on cannot be read
 `-- CertificateError   a certificate is missing, broken or of another format
 """
 
@@ -27,6 +28,10 @@ class GraphError(ExportError):
 
 class RepositoryError(ExportError):
     """A model repository cannot be read or a version cannot be published."""
+
+
+class PicturesError(ExportError):
+    """Pictures to fit or to measure on cannot be read."""
 
 
 class CertificateError(ExportError):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amdim_export.fusion import FusedHead, FusedStem, FusedUnit
+from amdim_export.fusion import FusedHead, FusedStem, FusedUnit, convolution
 from amdim_export.names import output_shapes
 from amdim_training.encoder import AmdimEncoder, ResidualUnit, Stem
 from amdim_training.views import Normalization
@@ -104,15 +104,15 @@ class WindowsGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = FusedTrunk(encoder, normalization)
-        self.search = _affine(whitening)
+        affine = _affine(whitening)
+        self.search = convolution(affine.weight[:, :, None, None], affine.bias)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Returns `windows`."""
         f1, f5, f7 = self.trunk(images.float().permute(0, 3, 1, 2))
         pooled = torch.cat([f1, F.avg_pool2d(f5, 5, 1), F.avg_pool2d(f7, 7, 1)], dim=1)
-        weight = self.search.weight[:, :, None, None]
-        return (F.conv2d(pooled, weight, self.search.bias).permute(0, 2, 3, 1),)
+        return (self.search(pooled).permute(0, 2, 3, 1),)
 
 
 def _affine(whitening: Whitening) -> nn.Linear:

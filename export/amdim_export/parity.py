@@ -94,6 +94,17 @@ def agreement(expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]
     )
 
 
+def worst(found: Sequence[Agreement]) -> Agreement:
+    """Returns the worst of several comparisons of one output, and the mean of their means."""
+    return Agreement(
+        max_abs_error=max(one.max_abs_error for one in found),
+        largest_value=max(one.largest_value for one in found),
+        mean_cosine=sum(one.mean_cosine for one in found) / len(found),
+        p1_cosine=min(one.p1_cosine for one in found),
+        min_cosine=min(one.min_cosine for one in found),
+    )
+
+
 def neighbor_agreement(
     expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32], k: int = NEIGHBORS
 ) -> float:

@@ -39,6 +39,8 @@ class OnnxEncoder:
         options.graph_optimization_level = _LEVELS[level]
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # threads that spin while they wait starve others on a busy machine
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         source = str(model) if isinstance(model, Path) else model
         try:
             self._session = ort.InferenceSession(

@@ -25,7 +25,7 @@ def round_weights(graph: nn.Module) -> frozenset[str]:
     kept = {id(stem.conv) for stem in graph.modules() if isinstance(stem, FusedStem)}
     names = set()
     for name, module in graph.named_modules():
-        if not isinstance(module, nn.Conv2d) or id(module) in kept:
+        if not isinstance(module, nn.Conv2d) or id(module) in kept or name == "search":
             continue
         rounded = module.weight.data.half()
         if not torch.isfinite(rounded).all():

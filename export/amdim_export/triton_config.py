@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from amdim_export.names import FORMAT, IMAGES, MODEL_FILE, output_shapes
+from amdim_export.names import FORMAT, IMAGES, MODEL_FILE, WINDOWS, output_shapes
 from amdim_export.pbtxt import Enum, Value, to_pbtxt
 
 DataType = Literal["TYPE_UINT8", "TYPE_FP32", "TYPE_STRING"]
@@ -190,4 +190,37 @@ def encoder_config(
         instance_group=InstanceGroup(instances, kind),
         warmup_batches=(1, max_batch_size),
         parameters=facts.parameters(),
+    )
+
+
+def windows_config(
+    encoder: str, facts: EncoderFacts, *, stride: int, max_batch_size: int, instances: int = 1
+) -> ModelConfig:
+    """Returns the configuration of an encoder's windows model: any height and width.
+
+    Args:
+        encoder: The encoder's model name.
+        facts: Of the windows file, its own artifact's digest among them.
+        stride: Pixels between windows.
+        max_batch_size: Pictures of one size at most.
+        instances: Copies that run at a time.
+    """
+    dim = facts.embedding_dim
+    assert dim is not None, "windows are search vectors"
+    parameters = dataclasses.replace(facts, default_output=WINDOWS).parameters()
+    return ModelConfig(
+        name=f"{encoder}_windows",
+        backend="onnxruntime",
+        default_model_filename=MODEL_FILE,
+        max_batch_size=max_batch_size,
+        inputs=(Tensor(IMAGES, "TYPE_UINT8", (-1, -1, 3)),),
+        outputs=(Tensor(WINDOWS, "TYPE_FP32", (-1, -1, dim)),),
+        dynamic_batching=DynamicBatching(),
+        instance_group=InstanceGroup(instances),
+        parameters={
+            "amdim.kind": "windows",
+            "amdim.encoder": encoder,
+            "amdim.window_stride": str(stride),
+            **parameters,
+        },
     )

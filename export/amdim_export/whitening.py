@@ -19,8 +19,8 @@ from torch import Tensor
 from amdim_clients.images import Preprocess
 from amdim_export.eager import encode_eager
 from amdim_export.errors import ExportError
+from amdim_export.pictures import sample_pictures
 from amdim_training.checkpoint import Checkpoint
-from amdim_training.data import load_images
 from amdim_training.whitening import Whitening, fit_whitening, pooled_features
 
 EMBEDDING_FILE = "embedding.safetensors"
@@ -51,6 +51,11 @@ class SearchRecipe:
     version: int = RECIPE_VERSION
     images: int = 0
 
+    @property
+    def description(self) -> str:
+        """Returns what the search vector is, in words."""
+        return f"{self.name}, on {self.images} pictures"
+
 
 def fit_recipe(
     checkpoint: Checkpoint,
@@ -70,12 +75,10 @@ def fit_recipe(
         progress: Called with the number of pictures decoded so far.
 
     Raises:
-        DataError: A source is missing or holds no readable picture.
-        ExportError: There are too few pictures to fit anything on.
+        ExportError: Too few pictures could be read to fit anything on.
     """
     preprocess = Preprocess.for_image_size(checkpoint.encoder.config.image_size)
-    pictures = load_images(sources, preprocess, splits=("train",), progress=progress)
-    pixels = torch.from_numpy(pictures.subset(limit).pixels)
+    pixels = torch.from_numpy(sample_pictures(sources, preprocess, limit=limit, progress=progress))
     if len(pixels) < 2:
         raise ExportError("one picture is too few to fit the search vector on")
     features = torch.cat(

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from amdim_export.pipeline import Artifact, ExportOptions, build_artifact, export_encoder
+from amdim_export.artifact import Artifact, build_artifact
+from amdim_export.pipeline import ExportOptions, export_encoder
 from amdim_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from amdim_training.config import EncoderConfig
 from amdim_training.encoder import AmdimEncoder

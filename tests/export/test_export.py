@@ -9,12 +9,14 @@ import pytest
 
 from amdim_clients.contract import read_model_spec
 from amdim_clients.images import Preprocess
+from amdim_export.artifact import Artifact
 from amdim_export.certificate import read_certificate
+from amdim_export.certifying import certify
 from amdim_export.digests import encoder_digest
 from amdim_export.errors import CertificateError, ParityError
 from amdim_export.fingerprint import artifact_digest
 from amdim_export.listing import list_artifacts
-from amdim_export.pipeline import Artifact, ExportOptions, certify, export_encoder
+from amdim_export.pipeline import ExportOptions, export_encoder
 from amdim_export.whitening import load_recipe
 
 
@@ -64,8 +66,8 @@ def test_pictures_give_the_search_vector_and_the_recipe_stays(make_checkpoint, p
     assert list(spec.outputs) == ["global", "local5", "local7"]
 
     options = ExportOptions(fit_on=(pictures,), embedding_dim=8)
-    folder, certificate = export_encoder(checkpoint.path, tmp_path, options)
-    assert folder.name == "2"
+    (published,) = export_encoder(checkpoint.path, tmp_path, options)
+    assert published.folder.name == "2"
     spec = read_model_spec(tmp_path / "amdim")
     assert (spec.default_output, spec.embedding_dim) == ("embedding", 8)
     assert [row[:3] for row in list_artifacts(tmp_path)] == [
@@ -74,7 +76,7 @@ def test_pictures_give_the_search_vector_and_the_recipe_stays(make_checkpoint, p
     ]
     # the next export without --fit-on takes the recipe that this one left with the checkpoint
     again = encoder_digest(checkpoint, load_recipe(checkpoint.path))
-    assert again == certificate.encoder_digest
+    assert again == published.certificate.encoder_digest
 
 
 def test_an_artifact_that_differs_has_no_certificate(plain):
@@ -85,7 +87,7 @@ def test_an_artifact_that_differs_has_no_certificate(plain):
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     wrong = Artifact(model.SerializeToString(), artifact.graph, artifact.halves)
     with pytest.raises(ParityError, match="local5 differs by"):
-        certify(checkpoint, None, wrong, ExportOptions())
+        certify(checkpoint, None, wrong)
 
 
 def test_a_broken_certificate_is_refused(tmp_path):
@@ -101,7 +103,7 @@ def test_bytes_are_the_same_in_another_process(plain):
     checkpoint, artifact = plain
     program = (
         "import sys; from amdim_training.checkpoint import load_checkpoint;"
-        "from amdim_export.pipeline import build_artifact;"
+        "from amdim_export.artifact import build_artifact;"
         "from amdim_export.fingerprint import artifact_digest;"
         "print(artifact_digest(build_artifact(load_checkpoint(sys.argv[1]), None).model))"
     )

@@ -7,11 +7,11 @@ import onnx
 import pytest
 import torch
 
+from amdim_export.artifact import build_artifact
 from amdim_export.canaries import draw_canaries
 from amdim_export.eager import reference_vectors
 from amdim_export.graph import ServingGraph
 from amdim_export.parity import agreement
-from amdim_export.pipeline import build_artifact
 from amdim_export.runtime import LEVELS, OnnxEncoder
 from amdim_export.to_onnx import OPSET
 from amdim_export.whitening import fit_recipe

@@ -7,13 +7,13 @@ import torch
 from amdim_clients.images import Preprocess
 from amdim_export.eager import encode_eager
 from amdim_export.errors import ExportError
+from amdim_export.pictures import sample_pictures
 from amdim_export.whitening import EMBEDDING_FILE, RIDGE, fit_recipe, load_recipe, save_recipe
-from amdim_training.data import load_images
 from amdim_training.whitening import pooled_features
 
 
 def _features(checkpoint, pictures):
-    images = load_images([pictures], Preprocess.for_image_size(64)).pixels
+    images = sample_pictures([pictures], Preprocess.for_image_size(64), limit=99)
     return pooled_features(encode_eager(checkpoint, torch.from_numpy(images))).numpy()
 
 
