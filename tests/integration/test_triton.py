@@ -55,7 +55,7 @@ def repository(tmp_path_factory, photos):
     normalization = Normalization(mean=(0.43, 0.42, 0.39), std=(0.27, 0.26, 0.27))
     encoder = AmdimEncoder(EncoderConfig(width=4, embed_dim=40))
     checkpoint = save_checkpoint(root / "checkpoint", encoder, normalization)
-    options = ExportOptions(fit_on=(pictures,), max_batch_size=MAX_BATCH, image=True)
+    options = ExportOptions(fit_on=(pictures,), max_batch_size=MAX_BATCH, image=True, windows=True)
     models = root / "models"
     export_encoder(checkpoint, models, options)
     export_encoder(checkpoint, models, ExportOptions(max_batch_size=MAX_BATCH, image=True))
@@ -216,6 +216,17 @@ def test_a_cut_photo_is_called_truncated(grpc_client, photos):
     cut = photos[0][: len(photos[0]) // 2]
     with pytest.raises(InferenceServerException, match="image_truncated: image 0"):
         grpc_client.infer("amdim_image", _files(grpc, [cut]))
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 72, 96), (4, 128, 80)])
+def test_windows_equal_those_in_process(grpc_client, repository, shape):
+    count, height, width = shape
+    pixels = np.ascontiguousarray(draw_canaries(128)[:count, :height, :width])
+    expected = OnnxEncoder(repository / "amdim_windows" / "1" / "model.onnx")(pixels)["windows"]
+    given = grpc_client.infer("amdim_windows", _images(grpc, pixels)).as_numpy("windows")
+    assert given.shape == expected.shape
+    assert given.shape[1:3] == ((height - 64) // 8 + 1, (width - 64) // 8 + 1)
+    assert np.abs(given - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_statistics_and_metrics_count_images(grpc_client, triton):
