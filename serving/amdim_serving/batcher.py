@@ -17,10 +17,14 @@ from typing import Generic
 
 from amdim_serving.errors import EngineError, OverloadedError, RequestError
 from amdim_serving.jobs import BatchRow, BatchT, Job, Pixels, Waiting
+from amdim_serving.pace import Pace
 
 Run = Callable[[Sequence[Pixels], Sequence[str]], Awaitable[BatchT]]
 
 _log = logging.getLogger(__name__)
+
+# A request is refused when the work before it is likely to take this share of its time.
+_HOPE = 0.9
 
 
 @dataclass(slots=True)
@@ -74,6 +78,9 @@ class Batcher(Generic[BatchT]):
         self._idle = asyncio.Event()
         self._idle.set()
         self._workers: list[asyncio.Task[None]] = []
+        self._jobs = 0
+        self._pace = Pace()
+        self._load = 2 * max_batch_size * instances
         self.stats = BatcherStats()
 
     @property
@@ -112,15 +119,25 @@ class Batcher(Generic[BatchT]):
             privileged: Past the bound; for the server's own health checks.
 
         Raises:
-            OverloadedError: There are not so many permits.
+            OverloadedError: There are not so many permits, or the deadline would pass first.
             RequestError: draining.
         """
         if self._closing:
             raise RequestError("draining")
-        if not privileged and self._admitted + images > self._queue_images:
-            raise OverloadedError(self._retry_after_s())
+        now = time.monotonic()
+        if not privileged:
+            if self._admitted + images > self._queue_images:
+                raise OverloadedError(self._retry_after_s())
+            # In turn with the others: before this job ends, each of them gets as many images.
+            ahead = min(self._admitted, self._jobs * images)
+            wait_s = self._pace.seconds_for(ahead + images)
+            if wait_s and wait_s > _HOPE * (deadline - now):
+                raise OverloadedError(self._retry_after_s())
         self._admitted += images
+        self._jobs += 1
         self._idle.clear()
+        if self._admitted >= self._load:
+            self._pace.begin(now)
         return Job(self, images, outputs, deadline)
 
     def enqueue(self, job: Job[BatchT], pixels: Pixels) -> asyncio.Future[BatchRow[BatchT]]:
@@ -152,8 +169,14 @@ class Batcher(Generic[BatchT]):
     def release(self, images: int = 1) -> None:
         """Gives permits back."""
         self._admitted -= images
+        if self._admitted < self._load:
+            self._pace.pause()
         if self._admitted == 0:
             self._idle.set()
+
+    def leave(self) -> None:
+        """A job has ended."""
+        self._jobs -= 1
 
     async def close(self, timeout_s: float = 30.0) -> None:
         """Refuses new work, lets accepted work finish, then stops.
@@ -241,6 +264,7 @@ class Batcher(Generic[BatchT]):
         self.stats.batches += 1
         self.stats.images += images
         self.stats.busy_s += spent_s
+        self._pace.done(images, now)
         self.stats.failed_batches += failed
         self.stats.last_failed = failed
         if not failed:
@@ -250,8 +274,5 @@ class Batcher(Generic[BatchT]):
         return spent_s
 
     def _retry_after_s(self) -> int:
-        """Seconds in which the queue would empty at the pace so far, from 1 to 30."""
-        if not self.stats.busy_s:
-            return 1
-        pace = self.stats.images / self.stats.busy_s * self._instances
-        return int(min(30, max(1, self._admitted / pace)))
+        """Seconds in which half the queue will have emptied at the pace so far, from 1 to 30."""
+        return int(min(30, max(1, self._pace.seconds_for(self._admitted) / 2)))

@@ -20,8 +20,8 @@ from amdim_serving.encodings import (
 )
 from amdim_serving.errors import ItemError, RequestError
 from amdim_serving.pictures import Picture
+from amdim_serving.results import Embedded, EmbedResult, Timings
 from amdim_serving.schemas import EmbedOptions
-from amdim_serving.service import Embedded, EmbedResult, Timings
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,9 @@ class Queue(Protocol[BatchT]):
     def release(self, images: int = 1) -> None:
         """Gives permits back."""
 
+    def leave(self) -> None:
+        """A job has ended."""
+
 
 class Job(Generic[BatchT]):
     """One request's images: a number of permits, used up by `submit`.
@@ -106,6 +109,7 @@ class Job(Generic[BatchT]):
         unused, self._unused = self._unused, 0
         self._queue.drop(self)
         self._queue.release(unused)
+        self._queue.leave()
 
     def __enter__(self) -> Self:
         return self

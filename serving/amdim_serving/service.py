@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -17,59 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amdim_clients.contract import Certificate
-from amdim_clients.errors import ImageError
 from amdim_clients.images import ImageLimits, decode_image
 from amdim_serving.batcher import Batcher
 from amdim_serving.canaries import compare_canaries
+from amdim_serving.decoding import DecodeStage, Queued
 from amdim_serving.engines import Engine
 from amdim_serving.errors import EngineError, ItemError, RequestError
-from amdim_serving.jobs import BatchRow, Job
+from amdim_serving.jobs import Job
 from amdim_serving.limits import Limits
 from amdim_serving.metrics import Metrics
-from amdim_serving.pictures import Decode, Picture, decode_picture
+from amdim_serving.pictures import Decode, Picture
+from amdim_serving.results import Embedded, EmbedResult, Timings
 from amdim_serving.stats import ModelStats
 from amdim_serving.threads import ThreadPool
 from amdim_serving.vectors import VectorBatch, encode_batch
 
 Pixels = NDArray[np.uint8]
-Row = BatchRow[VectorBatch]
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(slots=True)
-class Timings:
-    """Seconds of a request's slowest image in each stage."""
-
-    decode: float = 0.0
-    queue: float = 0.0
-    infer: float = 0.0
-    encode: float = 0.0
-
-
-@dataclass(slots=True)
-class Embedded:
-    """One image's vectors by output, float32, and the upright size of its picture."""
-
-    vectors: dict[str, NDArray[np.float32]]
-    width: int
-    height: int
-
-
-@dataclass(slots=True)
-class _Queued:
-    """A decoded image on its way through the batcher."""
-
-    row: asyncio.Future[Row]
-    width: int
-    height: int
-
-
-@dataclass(slots=True)
-class EmbedResult:
-    """A request's images in its order, each embedded or failed alone."""
-
-    items: list[Embedded | ItemError] = field(default_factory=list)
-    timings: Timings = field(default_factory=Timings)
 
 
 class EmbedService:
@@ -100,11 +63,14 @@ class EmbedService:
         """Of everything that was encoded."""
         self.file_stats = ModelStats()
         """Of what came as encoded files."""
-        self._image_limits = ImageLimits(
-            max_pixels=self.limits.max_pixels, min_side=self.limits.min_side
-        )
-        self._decode_image = decode
         self._decoders = ThreadPool(threads=decode_threads, limit_s=self.limits.decode_seconds)
+        self._decoding = DecodeStage(
+            self._decoders,
+            decode,
+            preprocess=self.spec.preprocess,
+            limits=ImageLimits(max_pixels=self.limits.max_pixels, min_side=self.limits.min_side),
+            metrics=self.metrics,
+        )
         self._engines = ThreadPool(threads=self.spec.instance_count, name="engine")
         self.batcher: Batcher[VectorBatch] = Batcher(
             self._run,
@@ -165,7 +131,7 @@ class EmbedService:
             self._counted(self.file_stats, len(pictures), result.timings),
             self._admitted(len(pictures), outputs, result.timings) as job,
         ):
-            queued = await self._decode_all(job, pictures, result.timings)
+            queued = await self._decoding.decode_all(job, pictures, result.timings)
             for decoded in queued:
                 result.items.append(await self._finish(decoded, outputs, normalize, result.timings))
         self.metrics.image("ok", sum(isinstance(item, Embedded) for item in result.items))
@@ -244,61 +210,9 @@ class EmbedService:
             partial(encode_batch, self.engine, images, outputs)
         ).future
 
-    async def _decode_all(
-        self, job: Job[VectorBatch], pictures: Sequence[Picture], timings: Timings
-    ) -> list[_Queued | ItemError]:
-        """Decodes a request's pictures and queues each as soon as it is decoded."""
-        if len(pictures) == 1:
-            return [await self._decode(job, pictures[0], 0, timings)]
-        queued: list[_Queued | ItemError | None] = [None] * len(pictures)
-        left = iter(enumerate(pictures))
-
-        async def work() -> None:
-            for index, picture in left:
-                queued[index] = await self._decode(job, picture, index, timings)
-
-        # Few at a time, so that a request of a thousand does not fill the threads' queue.
-        workers = min(len(pictures), 2 * self._decoders.threads)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(work())
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return [item for item in queued if item is not None]
-
-    async def _decode(
-        self, job: Job[VectorBatch], picture: Picture, index: int, timings: Timings
-    ) -> _Queued | ItemError:
-        started = time.monotonic()
-        task = self._decoders.submit(
-            partial(
-                decode_picture,
-                self._decode_image,
-                picture,
-                self.spec.preprocess,
-                self._image_limits,
-            )
-        )
-        try:
-            decoded = await task.future
-        except ImageError as error:
-            return ItemError(error.code, error.message, index=index)
-        except ItemError as error:
-            return ItemError(error.code, error.message, index=index)
-        except RequestError as error:
-            raise RequestError(error.code, index=index) from None
-        finally:
-            if not task.returned:  # answered or given up, but a thread may still be at it
-                task.when_returned(job.detach())
-        spent_s = time.monotonic() - started
-        timings.decode = max(timings.decode, spent_s)
-        self.metrics.stage("decode", spent_s)
-        return _Queued(job.submit(decoded.pixels), decoded.width, decoded.height)
-
     async def _finish(
         self,
-        queued: _Queued | ItemError,
+        queued: Queued | ItemError,
         outputs: Sequence[str],
         normalize: bool,
         timings: Timings,

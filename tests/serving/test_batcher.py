@@ -26,6 +26,7 @@ class FakeEngine:
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     fail: bool = False
+    slow_s: float = 0.0
     batches: list[list[int]] = field(default_factory=list)
     outputs: list[tuple[str, ...]] = field(default_factory=list)
 
@@ -34,7 +35,7 @@ class FakeEngine:
         self.batches.append(values)
         self.outputs.append(tuple(outputs))
         await self.gate.wait()
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.slow_s)
         if self.fail:
             raise ValueError("a fault of the engine's own")
         return values
@@ -320,3 +321,21 @@ def test_a_detached_permit_is_held_until_it_is_given_back() -> None:
         assert batcher.admitted == 0
 
     run_with(scenario)
+
+
+def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
+    async def scenario(batcher: Batcher[list[int]], engine: FakeEngine) -> None:
+        engine.slow_s = 0.05  # 80 images a second
+        load = [asyncio.create_task(embed(batcher, *([1] * 40))) for _ in range(10)]
+        await asyncio.sleep(1.5)
+        soon = time.monotonic() + 0.1
+        with pytest.raises(OverloadedError) as refused:
+            batcher.admit(20, ("a",), deadline=soon)
+        assert refused.value.retry_after_s >= 1
+        with batcher.admit(20, ("a",), deadline=time.monotonic() + 60):
+            pass
+        for task in load:
+            task.cancel()
+        await asyncio.gather(*load, return_exceptions=True)
+
+    run_with(scenario, queue_images=1000)

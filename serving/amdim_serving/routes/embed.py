@@ -23,8 +23,9 @@ from amdim_serving.gateway import Gateway
 from amdim_serving.negotiation import choose_type
 from amdim_serving.openapi import EMBED_BODY, EMBED_PARAMETERS, ERRORS_SHOWN
 from amdim_serving.pictures import Picture
+from amdim_serving.results import EmbedResult
 from amdim_serving.schemas import EmbedAnswer, EmbedOptions
-from amdim_serving.service import EmbedResult, EmbedService
+from amdim_serving.service import EmbedService
 from amdim_serving.watching import DisconnectWatch
 
 router = APIRouter(tags=["embed"])

@@ -30,7 +30,8 @@ from amdim_serving.match_request import (
     read_match_json,
 )
 from amdim_serving.openapi import ERRORS_SHOWN, form_or_json
-from amdim_serving.service import Embedded, EmbedResult, EmbedService
+from amdim_serving.results import Embedded, EmbedResult
+from amdim_serving.service import EmbedService
 from amdim_serving.watching import DisconnectWatch
 
 router = APIRouter(tags=["match"])
