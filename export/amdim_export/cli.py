@@ -97,7 +97,12 @@ def retire(
     typer.echo(f"retired {model} {version} (kept in {kept}); version {newest} is served")
 
 
-def check(repository: _Repository = Path("model_repository")) -> None:
+def check(
+    repository: _Repository = Path("model_repository"),
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Also compare with this checkpoint (needs torch).")
+    ] = None,
+) -> None:
     """Measure every artifact again on this machine; exit code 1 names what fails."""
     from rich.console import Console
 
@@ -105,6 +110,10 @@ def check(repository: _Repository = Path("model_repository")) -> None:
     from amdim_export.report import findings_table
 
     findings = check_repository(repository)
+    if checkpoint is not None:
+        from amdim_export.checkpoint_check import check_against_checkpoint
+
+        findings += check_against_checkpoint(repository, checkpoint)
     Console().print(findings_table(findings))
     failed = [finding for finding in findings if not finding.holds]
     for finding in failed:

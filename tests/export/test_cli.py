@@ -29,6 +29,12 @@ def test_export_models_check_and_retire(capsys, make_checkpoint, pictures, tmp_p
     code, out, _ = _run(capsys, "check", repository)
     assert (code, "FAILS" in out) == (0, False)
 
+    code, out, _ = _run(capsys, "check", repository, "--checkpoint", checkpoint)
+    assert (code, "canaries against the" in out) == (0, True)
+    code, _, err = _run(capsys, "check", repository, "--checkpoint", make_checkpoint(width=8).path)
+    assert code == 1
+    assert "encoder_digest of the checkpoint" in err
+
     code, _, err = _run(capsys, "retire", repository, "amdim", 1)
     assert (code, "only one" in err) == (1, True)
 
