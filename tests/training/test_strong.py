@@ -166,3 +166,19 @@ def test_smoothing_is_pils() -> None:
     picture = photo(seed=7)
     theirs = np.asarray(Image.fromarray(picture).filter(ImageFilter.SMOOTH), dtype=np.float32)
     assert np.abs(ours(picture, "sharpness", 0.0) - theirs).max() <= 1.0
+
+
+def test_a_batch_in_any_layout_gives_what_single_pictures_give() -> None:
+    n = 4 * len(OPERATIONS)
+    batch = planes(*(photo(seed) for seed in range(n)))
+    drawn = draw_subpolicies(n, torch.Generator().manual_seed(3))
+    every = torch.arange(n).view(n, 1).remainder(len(OPERATIONS)).expand(n, 2)
+    policies = SubPolicies(every, drawn.values.abs().clamp(0.1, 4.9), drawn.centers)
+    done = apply_subpolicies(batch, policies)
+    interleaved = batch.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(apply_subpolicies(interleaved, policies), done)
+    for place in range(n):
+        one = SubPolicies(*(part[place : place + 1] for part in (
+            policies.operations, policies.values, policies.centers)))  # fmt: skip
+        alone = apply_subpolicies(batch[place : place + 1], one)
+        torch.testing.assert_close(alone[0], done[place])

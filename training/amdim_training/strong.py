@@ -156,7 +156,7 @@ def auto_contrast(x: Tensor) -> Tensor:
 def equalize(x: Tensor) -> Tensor:
     """Returns each channel with its histogram of 256 levels flattened, in PIL's integers."""
     n, channels, height, width = x.shape
-    levels = _levels(x).long().view(n * channels, height * width)
+    levels = _levels(x).long().reshape(n * channels, height * width)
     counts = torch.zeros(n * channels, 256, dtype=torch.int64, device=x.device)
     counts.scatter_add_(1, levels, torch.ones_like(levels))
     # the step is the number of pixels, the brightest level's left out, over 255
