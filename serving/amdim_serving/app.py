@@ -62,10 +62,15 @@ def create_app(gateway: Gateway) -> Edge:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    allow: str | None = None
     if isinstance(error, HTTPException):
+        allow = (error.headers or {}).get("Allow")
         error = from_framework(error)
     elif not isinstance(error, RequestError):  # what FastAPI would answer as 422
         error = RequestError("bad_request")
     head = request.scope.get(HEAD)
     request_id = None if head is None else head.request_id
-    return error_answer(error, path=request.url.path, request_id=request_id)
+    answer = error_answer(error, path=request.url.path, request_id=request_id)
+    if allow is not None:
+        answer.headers["Allow"] = allow
+    return answer

@@ -29,7 +29,7 @@ def test_the_road_of_a_photo_and_of_what_is_none(
     running_server: Running, repository: Path, make_picture: Picture
 ) -> None:
     photo = make_picture((640, 480))
-    with running_server(repository, "--drain-delay", "0.3") as server, httpx.Client() as client:
+    with running_server(repository, "--drain-delay", "1") as server, httpx.Client() as client:
         url = server.url + "/embed"
         first = client.post(url, content=photo, headers={"Content-Type": "image/jpeg"})
         vector = first.json()["data"][0]["embedding"]

@@ -145,7 +145,9 @@ def test_queries(client_for: Any, make_picture: Picture, code: str, url: str) ->
 
 
 def test_method_not_allowed(client_for: Any) -> None:
-    expect(provoke(client_for, lambda client: client.get("/embed")), "method_not_allowed")
+    answer = provoke(client_for, lambda client: client.get("/embed"))
+    expect(answer, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
 
 
 def test_not_acceptable(client_for: Any, make_picture: Picture) -> None:

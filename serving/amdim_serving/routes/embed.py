@@ -76,9 +76,10 @@ async def _read(
     service: EmbedService, body: bytes, content_type: bytes, options: EmbedOptions
 ) -> tuple[list[Picture], EmbedOptions, bool]:
     """Returns the pictures, the options, and whether the body was one picture itself."""
-    if content_type.startswith(b"application/json"):
+    kind = content_type.lower()
+    if kind.startswith(b"application/json"):
         read = partial(read_json, body, options)
-    elif content_type.startswith(b"multipart/form-data"):
+    elif kind.startswith(b"multipart/form-data"):
         read = partial(read_form, body, content_type, options)
     else:  # whatever is declared: curl's default is a form type
         return ([Picture(body)] if body else []), options, True

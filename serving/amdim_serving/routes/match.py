@@ -49,7 +49,7 @@ async def match(request: Request) -> Response:
     service = gateway.service
     head: Head = request.scope[HEAD]
     body = await read_body(request.receive, service.limits, head.content_length)
-    if head.content_type.startswith(b"multipart/form-data"):
+    if head.content_type.lower().startswith(b"multipart/form-data"):
         call = await service.run_in_thread(partial(read_match_form, body, head.content_type))
     else:
         call = await service.run_in_thread(partial(read_match_json, body))
