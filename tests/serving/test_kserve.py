@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
@@ -228,3 +229,43 @@ def test_malformed_bytes_tensors_are_400(served: Any, data: bytes) -> None:
         headers={"Inference-Header-Content-Length": str(len(head))},
     )
     assert answer.status_code == 400
+
+
+def test_keys_are_asked_for_on_both_wires(
+    running_server: Any, repository: Any, pixels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMDIM_API_KEYS", "secret")
+    with running_server(repository, "--drain-delay", "0") as server:
+        url = f"127.0.0.1:{server.grpc_port}"
+        with triton_grpc.InferenceServerClient(url) as client:
+            assert client.is_server_ready()
+            image = [tensor(triton_grpc, pixels)]
+            for headers in (None, {"x-api-key": "wrong"}, {"authorization": "Bearer wrong"}):
+                with pytest.raises(InferenceServerException) as failure:
+                    client.infer("amdim", image, headers=headers)
+                assert failure.value.status() == "StatusCode.UNAUTHENTICATED"
+            for headers in ({"x-api-key": "secret"}, {"authorization": "Bearer secret"}):
+                client.infer("amdim", image, headers=headers)
+        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+        answer = httpx.get(f"{server.url}/v2/models/amdim")
+        assert answer.status_code == 401
+        assert set(answer.json()) == {"error"}
+        assert server.stop() == 0
+        assert "secret" not in "".join(server.lines)
+
+
+def test_work_of_a_call_that_is_given_up_is_dropped(served: Any, make_picture: Any) -> None:
+    picture = make_picture((900, 900), "PNG")
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        image = triton_grpc.InferInput("image", [60, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[picture]] * 60, dtype=np.object_))
+        with pytest.raises(InferenceServerException) as failure:
+            client.infer("amdim_image", [image], client_timeout=0.3)
+        assert failure.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+    for _ in range(200):
+        metrics = httpx.get(served.url + "/metrics").text
+        if "amdim_queue_images 0.0" in metrics:
+            break
+        time.sleep(0.05)
+    assert "amdim_queue_images 0.0" in metrics
+    assert 'amdim_requests_total{code="499",route="grpc:ModelInfer"}' in metrics
