@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amdim_export.certificate import Certificate, read_certificate
 from amdim_export.errors import CertificateError
-from amdim_export.names import CERTIFICATE_FILE
+from amdim_export.names import CERTIFICATE_FILE, MODEL_FILE
 from amdim_export.repository import RETIRED, list_models, list_versions
 
 
@@ -28,6 +28,8 @@ def list_artifacts(repository: Path) -> Iterator[tuple[str, str, str, Certificat
 
 
 def _certificate(place: Path) -> Certificate | str:
+    if not (place / MODEL_FILE).exists():
+        return "no vectors of its own"
     try:
         return read_certificate(place / CERTIFICATE_FILE)
     except CertificateError as error:

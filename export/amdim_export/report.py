@@ -40,17 +40,16 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 def versions_table(rows: Iterable[tuple[str, str, str, Certificate | str]]) -> Table:
     """Returns a repository's versions; rows of model, version, state, certificate or why not."""
-    table = Table("artifact", "state", "runs in", "weights", "encoder", "file", "min cosine")
+    table = Table("artifact", "state", "weights", "encoder", "file", "min cosine")
     for model, version, state, certificate in rows:
         if isinstance(certificate, str):
-            table.add_row(f"{model} {version}", state, "-", "-", "-", "-", certificate)
+            table.add_row(f"{model} {version}", state, "", "", "", certificate)
             continue
         worst = min(found.min_cosine for found in certificate.parity.outputs.values())
         table.add_row(
             f"{model} {version}",
             state,
-            certificate.precision,
-            certificate.weights_stored,
+            f"{certificate.weights_stored}, run {certificate.precision}",
             _short(certificate.encoder_digest),
             _short(certificate.artifact_digest),
             f"{worst:.7f}",
@@ -86,7 +85,7 @@ def _result(finding: Finding) -> str:
 
 
 def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]
+    return digest.removeprefix("sha256:")[:8]
 
 
 def _joined(sizes: Iterable[int]) -> str:

@@ -8,6 +8,7 @@ from amdim_export.artifact import build_windows_artifact
 from amdim_export.canaries import draw_canaries
 from amdim_export.check import check_repository, read_config
 from amdim_export.errors import ExportError, GraphError, ParityError
+from amdim_export.listing import list_artifacts
 from amdim_export.parity import agreement
 from amdim_export.pipeline import ExportOptions, export_encoder
 from amdim_export.runtime import OnnxEncoder
@@ -64,6 +65,8 @@ def test_published_windows_hold_and_are_checked(make_checkpoint, pictures, tmp_p
         "amdim_preprocess",
         "amdim_windows",
     }
+    notes = {row[0]: row[3] for row in list_artifacts(tmp_path)}
+    assert notes["amdim_image"] == "no vectors of its own"
     text = (tmp_path / "amdim_preprocess/config.pbtxt").read_text()
     (tmp_path / "amdim_preprocess/config.pbtxt").write_text(text.replace('"70"', '"72"'))
     failed = [finding for finding in check_repository(tmp_path) if not finding.holds]
