@@ -41,7 +41,7 @@ from amdim_training.evaluate import FIT_LIMIT, LabelledVectors, score_task
 from amdim_training.evaluation_data import Dataset, open_dataset
 from amdim_training.features import FrozenEncoder, TorchEncoder, open_encoder
 from amdim_training.views import VIEWS
-from amdim_training.whitening import Whitening, fit_whitening
+from amdim_training.whitening import Whitening, fit_search_vector, fit_whitening
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKS = {
@@ -60,6 +60,7 @@ COLUMNS = {
     "iconic R@5": ("grocery natural->iconic", "recall@5"),
 }
 COMPONENTS = 256
+RANDOM = "random weights"
 
 Pixels = npt.NDArray[np.uint8]
 Describe = Callable[[Pixels, str], Mapping[str, Tensor]]
@@ -123,7 +124,7 @@ def _describers(
     row: str, arguments: argparse.Namespace, splits: _Splits
 ) -> Iterator[tuple[str, Describe]]:
     if row == "random":
-        yield "random weights", _encoder(_random_encoder(arguments, splits))
+        yield RANDOM, _encoder(_random_encoder(arguments, splits))
     elif row == "pixels":
         mean = _halved(splits.to_fit()[0]).float().mean(dim=0)
         yield f"pixels {splits.size // 2}x{splits.size // 2}", lambda x, _: _both(_halved(x) - mean)
@@ -214,15 +215,16 @@ def _score(
     name: str, describe: Describe, splits: _Splits, protocols: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each kind of vector with its metrics by data set and task."""
-    whitening = _fit(describe, splits)
+    whitenings = _fit(name, describe, splits)
     scores: dict[str, dict[str, Any]] = {}
     for data, dataset in splits.datasets.items():
         encoded: dict[str, LabelledVectors] = {}
         for split in dataset.splits:
             pixels, labels = splits.load(data, split)
             kinds = dict(describe(pixels, f"{data}_{split}"))
-            if "to whiten" in kinds and whitening is not None:
-                kinds["whitened"] = _apply(whitening, kinds.pop("to whiten"))
+            for kind, map_ in whitenings.items():
+                kinds[kind] = _apply(map_, kinds["to whiten"])
+            kinds.pop("to whiten", None)
             encoded[split] = LabelledVectors(kinds, labels)
         for task in dataset.tasks:
             gallery, queries = encoded[task.gallery], encoded[task.queries]
@@ -235,11 +237,16 @@ def _score(
     yield from scores.items()
 
 
-def _fit(describe: Describe, splits: _Splits) -> Whitening | None:
+def _fit(name: str, describe: Describe, splits: _Splits) -> dict[str, Whitening]:
+    """Fits plain whitening, and for an encoder's three scales the shipped recipe too."""
     vectors = describe(*splits.to_fit()).get("to whiten")
     if vectors is None:
-        return None
-    return fit_whitening(vectors.float(), min(COMPONENTS, len(vectors) - 1))
+        return {}
+    count = min(COMPONENTS, len(vectors) - 1)
+    fitted = {"whitened": fit_whitening(vectors.float(), count)}
+    if name == RANDOM:
+        fitted["embedding"] = fit_search_vector(vectors.float(), count)
+    return fitted
 
 
 def _apply(whitening: Whitening, vectors: Tensor) -> Tensor:

@@ -21,14 +21,11 @@ from amdim_export.eager import encode_eager
 from amdim_export.errors import ExportError
 from amdim_export.pictures import sample_pictures
 from amdim_training.checkpoint import Checkpoint
-from amdim_training.whitening import Whitening, fit_whitening, pooled_features
+from amdim_training.whitening import Whitening, fit_search_vector, pooled_features
 
 EMBEDDING_FILE = "embedding.safetensors"
-RECIPE = "pca-whitened f1, mean f5, mean f7"
-RECIPE_VERSION = 1
-RIDGE = 1e-4
-"""Share of the mean variance added to every component's before its root is taken: components
-that the pictures hardly use are not blown up into rounding noise."""
+RECIPE = "f1, mean f5 and mean f7 weighed evenly, pca, part-whitened"
+RECIPE_VERSION = 2
 FIT_LIMIT = 20_000
 """Pictures at most: 768 dimensions need no more, and fitting stays within a minute."""
 
@@ -87,7 +84,7 @@ def fit_recipe(
             for start in range(0, len(pixels), _BATCH)
         ]
     )
-    whitening = fit_whitening(features, min(components, len(features) - 1), ridge=RIDGE)
+    whitening = fit_search_vector(features, min(components, len(features) - 1))
     return SearchRecipe(whitening, images=len(features))
 
 

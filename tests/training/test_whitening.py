@@ -33,6 +33,24 @@ def test_a_direction_without_variance_is_not_blown_up() -> None:
     assert fit_whitening(features, 4).apply(features).abs().max() < 100
 
 
+def test_blocks_of_any_size_weigh_evenly() -> None:
+    features = correlated(3000, 8)
+    loud = features * torch.tensor([100.0] * 4 + [1.0] * 4)
+    quiet = fit_whitening(features, 8, blocks=2, ridge=0.0).apply(features)
+    louder = fit_whitening(loud, 8, blocks=2, ridge=0.0).apply(loud)
+    torch.testing.assert_close(quiet, louder, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ShapeError, match="3 blocks"):
+        fit_whitening(features, 4, blocks=3)
+
+
+def test_power_keeps_part_of_the_variances_order() -> None:
+    features = correlated(3000, 6)
+    plain = fit_whitening(features, 6, power=0.0).apply(features).var(0)
+    half = fit_whitening(features, 6, power=0.5, ridge=0.0).apply(features).var(0)
+    torch.testing.assert_close(half, plain.sqrt(), rtol=1e-3, atol=1e-3)
+    assert (plain[:-1] >= plain[1:]).all()
+
+
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ShapeError, match="more than 5 images"):
         fit_whitening(correlated(5, 8), 5)

@@ -26,7 +26,7 @@ from amdim_training.features import FEATURES, FrozenEncoder, Vectors
 from amdim_training.knn import Neighbors, knn_predict, nearest_neighbors
 from amdim_training.probes import fit_linear, fit_mlp, probe_accuracy
 from amdim_training.retrieval import retrieval_scores
-from amdim_training.whitening import Whitening, fit_whitening
+from amdim_training.whitening import Whitening, fit_search_vector
 
 PROTOCOLS = ("knn", "retrieval", "linear", "mlp")
 KNN_KS = (20, 5)
@@ -288,7 +288,7 @@ class _Embedder:
 
     def _fit(self, pooled: Tensor, name: str) -> None:
         components = min(EMBEDDING_COMPONENTS, len(pooled) - 1)
-        self._whitening = fit_whitening(pooled, components)
+        self._whitening = fit_search_vector(pooled, components)
         self.origin = f"fitted on {len(pooled)} training images of {name}"
 
 

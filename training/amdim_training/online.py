@@ -12,7 +12,7 @@ from amdim_training.data import ImageSet
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.knn import knn_accuracy
 from amdim_training.views import Normalization
-from amdim_training.whitening import fit_whitening, pooled_features
+from amdim_training.whitening import fit_search_vector, pooled_features
 
 EMBEDDING_COMPONENTS = 256
 
@@ -60,7 +60,7 @@ def online_knn(
     query_labels = torch.from_numpy(queries.labels)
     dim = encoder.config.embed_dim
     components = min(EMBEDDING_COMPONENTS, len(gallery) - 1)
-    whitening = fit_whitening(gallery_features, components)
+    whitening = fit_search_vector(gallery_features, components)
     return {
         "knn_global": knn_accuracy(
             gallery_features[:, :dim], gallery_labels, query_features[:, :dim], query_labels

@@ -1,6 +1,7 @@
 """PCA-whitening of features: what makes the search vector out of AMDIM's three scales.
 
-Knows no encoder and no files: features in, a mean and a projection out.
+Knows no encoder and no files: features in, a mean and a projection out. Which whitening makes the
+best search vector was measured (benchmarks/search_vector.py).
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from torch import Tensor
 from amdim_training.encoder import EncoderFeatures
 from amdim_training.errors import ShapeError
 
+SCALES = 3
+"""f1, mean f5 and mean f7: weighed evenly before their axes are sought."""
+SEARCH_POWER = 0.75
+"""How far the search vector's components are brought to equal variance: 0 not at all, 1 fully."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Whitening:
-    """An affine map to uncorrelated components of unit variance.
+    """An affine map to uncorrelated components of equal, or more nearly equal, variance.
 
     Attributes:
         mean: (F,) float32.
@@ -38,28 +44,54 @@ def pooled_features(features: EncoderFeatures) -> Tensor:
     )
 
 
-def fit_whitening(features: Tensor, components: int, *, ridge: float = 1e-4) -> Whitening:
+def fit_search_vector(pooled: Tensor, components: int) -> Whitening:
+    """Fits the search vector on (N, 3D) pooled features: scales weighed evenly, part-whitened.
+
+    Raises:
+        ShapeError: There are no more rows than components.
+    """
+    return fit_whitening(pooled, components, power=SEARCH_POWER, blocks=SCALES)
+
+
+def fit_whitening(
+    features: Tensor,
+    components: int,
+    *,
+    power: float = 1.0,
+    blocks: int = 1,
+    ridge: float = 1e-4,
+) -> Whitening:
     """Fits PCA-whitening, in float64.
 
     Args:
         features: (N, F), more rows than components.
         components: E; capped at F.
+        power: Components are divided by their standard deviation to this power.
+        blocks: Equal parts of F, each first scaled to one total variance, so that none rules the
+            axes by its size.
         ridge: Share of the mean variance added to every component's, so that directions the
             data hardly uses are not blown up into noise.
 
     Raises:
-        ShapeError: There are no more rows than components.
+        ShapeError: There are no more rows than components, or `blocks` does not divide F.
     """
     n, width = features.shape
     count = min(components, width)
     if n <= count:
         raise ShapeError(f"{count} components need more than {count} images, got {n}")
+    if width % blocks:
+        raise ShapeError(f"{blocks} blocks do not divide {width} features")
     mean = features.double().mean(dim=0)
     covariance = torch.zeros(width, width, dtype=torch.float64)
     for chunk in features.split(8192):  # bounds the float64 copy
         centered = chunk.double() - mean
         covariance += centered.T @ centered
     covariance /= n - 1
+    totals = covariance.diagonal().view(blocks, -1).sum(dim=1, keepdim=True)
+    scale = totals.rsqrt().expand(blocks, width // blocks).reshape(width)
+    if blocks == 1:
+        scale = torch.ones_like(scale)
+    covariance *= scale.unsqueeze(1) * scale
     variances, axes = torch.linalg.eigh(covariance)  # rising
     variances = variances.flip(0)[:count]
     axes = axes.flip(1)[:, :count]
@@ -67,5 +99,5 @@ def fit_whitening(features: Tensor, components: int, *, ridge: float = 1e-4) -> 
     largest = axes.abs().argmax(dim=0, keepdim=True)
     axes = axes * axes.gather(0, largest).sign()
     floor = ridge * covariance.diagonal().mean()
-    projection = (axes / (variances + floor).sqrt()).T
+    projection = (axes / (variances + floor) ** (power / 2)).T * scale
     return Whitening(mean.float(), projection.float().contiguous())
