@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from amdim_serving.answers import error_answer, from_framework
-from amdim_serving.edge import HEAD, Edge
+from amdim_serving.edge import Edge
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
+from amdim_serving.heads import HEAD
 from amdim_serving.routes import embed, kserve, match, openai, status
 
 ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]

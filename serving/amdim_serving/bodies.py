@@ -14,7 +14,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive
 
-from amdim_serving.errors import RequestError
+from amdim_serving.errors import OverloadedError, RequestError
+from amdim_serving.heads import Head
 from amdim_serving.limits import Limits
 
 
@@ -37,20 +38,65 @@ class Part:
     data: memoryview
 
 
-async def read_body(receive: Receive, limits: Limits, content_length: int | None) -> bytes:
-    """Returns the whole body.
+class BodyReader:
+    """Reads bodies whole, and bounds what all of them together hold in memory.
 
-    Raises:
-        RequestError: body_too_large, as soon as it is known; body_timeout.
-        ClientGoneError: The connection closed half way.
+    Args:
+        limits: Of one body, of all of them, and of the time that one may take.
     """
-    if content_length is not None and content_length > limits.max_body_bytes:
-        raise RequestError("body_too_large")
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            return await _read(receive, limits.max_body_bytes)
-    except TimeoutError as error:
-        raise RequestError("body_timeout") from error
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held = 0
+
+    async def read(self, receive: Receive, head: Head) -> bytes:
+        """Returns the whole body.
+
+        Raises:
+            RequestError: body_too_large, as soon as it is known; body_timeout.
+            OverloadedError: The bodies of other requests fill the server's memory.
+            ClientGoneError: The connection closed half way.
+        """
+        declared = head.content_length
+        if declared is not None and declared > self._limits.max_body_bytes:
+            raise RequestError("body_too_large")
+        self._hold(declared or 0, head)
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                return await self._read(receive, head)
+        except TimeoutError as error:
+            raise RequestError("body_timeout") from error
+
+    def release(self, head: Head) -> None:
+        """Counts a request's body no longer; it has ended."""
+        self._held -= head.held_bytes
+        head.held_bytes = 0
+
+    def _hold(self, size: int, head: Head) -> None:
+        """Counts a body as `size` bytes, in place of what it counted before."""
+        more = size - head.held_bytes
+        if self._held + more > self._limits.inflight_bytes:
+            raise OverloadedError
+        self._held += more
+        head.held_bytes = size
+
+    async def _read(self, receive: Receive, head: Head) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            if size > self._limits.max_body_bytes:
+                raise RequestError("body_too_large")
+            if size > head.held_bytes:  # no length was declared
+                self._hold(size, head)
+            chunks.append(chunk)
+            more = message.get("more_body", False)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def split_multipart(body: bytes, content_type: bytes) -> list[Part]:
@@ -72,23 +118,6 @@ def split_multipart(body: bytes, content_type: bytes) -> list[Part]:
     if not collector.ended:
         raise RequestError("bad_request", "The multipart body is cut short.")
     return collector.parts
-
-
-async def _read(receive: Receive, max_bytes: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        chunk: bytes = message.get("body", b"")
-        size += len(chunk)
-        if size > max_bytes:
-            raise RequestError("body_too_large")
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
@@ -22,6 +21,7 @@ from amdim_serving.answers import error_answer
 from amdim_serving.bodies import ClientGoneError
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway
+from amdim_serving.heads import HEAD, ROUTE, Head
 
 _log = logging.getLogger(__name__)
 
@@ -29,19 +29,6 @@ _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,64}")
 _OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 _CLIENT_GONE = 499  # as nginx counts it; nothing is sent
 
-
-@dataclass(slots=True)
-class Head:
-    """What the routes need of a request's headers; on the scope under `HEAD`."""
-
-    request_id: str
-    content_type: bytes = b""
-    content_length: int | None = None
-    accept: bytes = b""
-
-
-HEAD = "amdim.head"
-ROUTE = "amdim.route"
 
 DirectRoute = Callable[[Gateway, Scope, Receive], Awaitable[Response]]
 
@@ -103,6 +90,7 @@ class Edge:
             answer = error_answer(error, path=scope["path"], request_id=head.request_id)
             await answer(scope, receive, send_with_id)
         finally:
+            self._gateway.bodies.release(head)
             spent_s = time.perf_counter() - started
             self._metrics.request(_route(scope), status or _CLIENT_GONE, spent_s)
 

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from amdim_clients.contract import Certificate
+from amdim_serving.bodies import BodyReader
 from amdim_serving.errors import ServingError
 from amdim_serving.metrics import Metrics
 from amdim_serving.opening import ModelConfig, open_model
@@ -41,10 +42,12 @@ class Gateway:
     """The model's name, version and digests, as every answer says them."""
     files_config: ModelConfig = field(init=False)
     """The same of the model that takes files."""
+    bodies: BodyReader = field(init=False)
     _check: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         spec = self.service.spec
+        self.bodies = BodyReader(self.service.limits)
         self.files_config = type(self.config)()
         self.files_config.CopyFrom(self.config)
         self.files_config.name = f"{spec.name}_image"

@@ -13,6 +13,8 @@ class Limits:
     """The limits of the wire contract; published at /model under these names."""
 
     max_body_bytes: int = 64 * 2**20
+    inflight_bytes: int = 512 * 2**20
+    """Bytes that the bodies of all requests may hold at once; past it: 429."""
     max_images: int = 1024
     max_pixels: int = 50_000_000
     """Pixels per image, read from its header before anything is decoded."""

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     """Whether /metrics is answered without a key."""
 
     max_body_bytes: Count = _DEFAULTS.max_body_bytes
+    inflight_bytes: Count = _DEFAULTS.inflight_bytes
     max_images: Count = _DEFAULTS.max_images
     max_pixels: Count = _DEFAULTS.max_pixels
     min_side: Count = _DEFAULTS.min_side
@@ -80,9 +81,11 @@ class Settings(BaseSettings):
         return values
 
     @model_validator(mode="after")
-    def _queue_holds_a_request(self) -> Self:
+    def _server_holds_a_request(self) -> Self:
         if self.queue_images < self.max_images:
             raise ValueError("queue_images must be at least max_images")
+        if self.inflight_bytes < self.max_body_bytes:
+            raise ValueError("inflight_bytes must be at least max_body_bytes")
         return self
 
     @property

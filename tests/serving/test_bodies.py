@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amdim_serving.bodies import split_multipart
-from amdim_serving.errors import ERRORS, RequestError
+from amdim_serving.bodies import BodyReader, split_multipart
+from amdim_serving.errors import ERRORS, OverloadedError, RequestError
+from amdim_serving.heads import Head
+from amdim_serving.limits import Limits
 from amdim_serving.negotiation import choose_type
 
 JSON, NPY = "application/json", "application/x-npy"
@@ -106,5 +108,25 @@ def test_no_json_body_is_a_fault_of_ours(client_for: Any, make_picture: Any) -> 
                     assert answer.status_code == ERRORS[code].status < 500
 
             await asyncio.to_thread(check)
+
+    asyncio.run(main())
+
+
+def test_bodies_are_bounded_together_and_let_go_with_their_requests() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 60}
+
+    async def main() -> None:
+        reader = BodyReader(Limits(max_body_bytes=80, inflight_bytes=100))
+        first, second, third = (Head(str(n), content_length=60) for n in range(3))
+        assert len(await reader.read(receive, first)) == 60
+        with pytest.raises(OverloadedError):
+            await reader.read(receive, second)
+        third.content_length = None  # as with a chunked body
+        with pytest.raises(OverloadedError):
+            await reader.read(receive, third)
+        for head in (first, second, third):
+            reader.release(head)
+        assert len(await reader.read(receive, second)) == 60
 
     asyncio.run(main())

@@ -13,13 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from amdim_serving.bodies import read_body
-from amdim_serving.edge import HEAD, Head
 from amdim_serving.embed_answer import EmbedCall, encode_answer, server_timing
 from amdim_serving.embed_request import query_options, read_form, read_json
 from amdim_serving.encodings import JSON, NPY, SAFETENSORS
 from amdim_serving.errors import ItemError, RequestError
 from amdim_serving.gateway import Gateway
+from amdim_serving.heads import HEAD, Head
 from amdim_serving.negotiation import choose_type
 from amdim_serving.openapi import EMBED_BODY, EMBED_PARAMETERS, ERRORS_SHOWN
 from amdim_serving.pictures import Picture
@@ -59,7 +58,7 @@ async def answer_embed(gateway: Gateway, scope: Scope, receive: Receive) -> Resp
     head: Head = scope[HEAD]
     media_type = choose_type(head.accept, _TYPES)
     options = query_options(scope["query_string"])
-    body = await read_body(receive, service.limits, head.content_length)
+    body = await gateway.bodies.read(receive, head)
     pictures, options, is_raw = await _read(service, body, head.content_type, options)
     if options.model is not None and options.model != service.spec.name:
         raise RequestError("unknown_model")

@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from amdim_serving.bodies import read_body
-from amdim_serving.edge import HEAD, DirectRoute, Head
+from amdim_serving.edge import DirectRoute
 from amdim_serving.encodings import JSON, to_json
 from amdim_serving.gateway import Gateway, package_version
+from amdim_serving.heads import HEAD, Head
 from amdim_serving.kserve import (
     PLATFORM,
     REST_EXTENSIONS,
@@ -60,7 +60,7 @@ async def answer_infer(
     service = gateway.service
     head: Head = scope[HEAD]
     header_length = dict(scope["headers"]).get(b"inference-header-content-length")
-    body = await read_body(receive, service.limits, head.content_length)
+    body = await gateway.bodies.read(receive, head)
     call = await service.run_in_thread(lambda: parse_request(model, body, header_length))
     outputs = requested_outputs(model.spec, [name for name, _ in call.outputs])
     async with DisconnectWatch(receive):

@@ -17,12 +17,11 @@ from amdim_clients.contract import GLOBAL, LOCAL5, LOCAL7
 from amdim_clients.errors import RegionError
 from amdim_clients.fields import PictureFrame
 from amdim_clients.matching import Match, PictureFeatures, Place, match_pictures
-from amdim_serving.bodies import read_body
-from amdim_serving.edge import HEAD, Head
 from amdim_serving.embed_answer import server_timing
 from amdim_serving.encodings import JSON, to_json
 from amdim_serving.errors import ItemError, RequestError
 from amdim_serving.gateway import Gateway
+from amdim_serving.heads import HEAD, Head
 from amdim_serving.match_request import (
     MatchCall,
     MatchRequest,
@@ -48,7 +47,7 @@ async def match(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     service = gateway.service
     head: Head = request.scope[HEAD]
-    body = await read_body(request.receive, service.limits, head.content_length)
+    body = await gateway.bodies.read(request.receive, head)
     if head.content_type.lower().startswith(b"multipart/form-data"):
         call = await service.run_in_thread(partial(read_match_form, body, head.content_type))
     else:

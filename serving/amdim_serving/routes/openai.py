@@ -17,13 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from amdim_serving.bodies import read_body
-from amdim_serving.edge import HEAD, Head
 from amdim_serving.embed_answer import server_timing
 from amdim_serving.embed_request import invalid
 from amdim_serving.encodings import JSON, to_json
 from amdim_serving.errors import ItemError, RequestError
 from amdim_serving.gateway import Gateway
+from amdim_serving.heads import HEAD, Head
 from amdim_serving.pictures import Picture
 from amdim_serving.watching import DisconnectWatch
 
@@ -83,7 +82,7 @@ async def answer_embeddings(gateway: Gateway, scope: Scope, receive: Receive) ->
     """
     service = gateway.service
     head: Head = scope[HEAD]
-    body = await read_body(receive, service.limits, head.content_length)
+    body = await gateway.bodies.read(receive, head)
     read = partial(_read, body, service.spec.name)
     big = len(body) > _BIG_BODY_BYTES
     pictures, as_base64 = await service.run_in_thread(read) if big else read()

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from amdim_serving.answers import error_answer
-from amdim_serving.edge import HEAD
 from amdim_serving.encodings import JSON, to_json
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway
+from amdim_serving.heads import HEAD
 from amdim_serving.metrics import CONTENT_TYPE
 from amdim_serving.openapi import ERRORS_SHOWN
 from amdim_serving.schemas import ModelAnswer, StatusAnswer
