@@ -46,6 +46,7 @@ def create_app(gateway: Gateway) -> Edge:
             RequestError: _answer_error,
             HTTPException: _answer_error,
             RequestValidationError: _answer_error,
+            Exception: _answer_error,
         },
     )
     app.state.gateway = gateway
@@ -67,8 +68,10 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         allow = (error.headers or {}).get("Allow")
         error = from_framework(error)
-    elif not isinstance(error, RequestError):  # what FastAPI would answer as 422
+    elif isinstance(error, RequestValidationError):  # what FastAPI would answer as 422
         error = RequestError("bad_request")
+    elif not isinstance(error, RequestError):
+        error = RequestError("internal")  # the edge logs it
     head = request.scope.get(HEAD)
     request_id = None if head is None else head.request_id
     answer = error_answer(error, path=request.url.path, request_id=request_id)

@@ -58,15 +58,18 @@ class Edge:
             return
         started = time.perf_counter()
         status = 0
+        is_complete = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"x-request-id", head.request_id.encode()),
                 ]
+            else:
+                is_complete = not message.get("more_body", False)
             await send(message)
 
         head = Head("")
@@ -84,6 +87,8 @@ class Edge:
         except Exception as raised:
             if not isinstance(raised, RequestError):
                 _log.exception("request %s failed", head.request_id)
+            if is_complete:
+                return  # the framework has answered, and handed the exception on
             if status:
                 raise  # half an answer is out: the server closes the connection
             error = raised if isinstance(raised, RequestError) else RequestError("internal")

@@ -342,3 +342,19 @@ def test_unready_while_the_canary_fails(client_for: Any) -> None:
             assert (await client.get("/readyz")).status_code == 200
 
     asyncio.run(main())
+
+
+def test_a_fault_of_ours_is_internal_on_every_route(client_for: Any, make_picture: Any) -> None:
+    def prepare(gateway: Gateway) -> None:
+        gateway.digests = None  # type: ignore[assignment]
+        gateway.certificate = None  # type: ignore[assignment]
+
+    async def main() -> None:
+        async with client_for(prepare=prepare) as client:
+            expect(await client.post("/embed", content=make_picture()), "internal")
+            expect(await client.get("/model"), "internal")
+            files = [("query", make_picture()), ("candidates", make_picture())]
+            expect(await client.post("/match", files=files), "internal")
+            assert (await client.get("/livez")).status_code == 200
+
+    asyncio.run(main())
