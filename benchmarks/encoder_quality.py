@@ -35,6 +35,7 @@ from rich.table import Table
 from torch import Tensor
 
 from amdim_clients.images import Preprocess
+from amdim_training.allocator import keep_freed_memory
 from amdim_training.config import EncoderConfig
 from amdim_training.encoder import AmdimEncoder, LocalHead, ResidualUnit
 from amdim_training.evaluate import FIT_LIMIT, LabelledVectors, score_task
@@ -70,6 +71,7 @@ Describe = Callable[[Pixels, str], Mapping[str, Tensor]]
 def main(argv: list[str] | None = None) -> int:
     """Runs the rows asked for, prints the table and writes the results."""
     arguments = _arguments(argv)
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     console = Console(width=None if sys.stdout.isatty() else 170, highlight=False)
     splits = _Splits(arguments.data, arguments.size, arguments.cache)

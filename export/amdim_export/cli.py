@@ -47,6 +47,7 @@ def export(
 
     from amdim_export.pipeline import ExportOptions, export_encoder
     from amdim_export.report import certificate_report
+    from amdim_training.allocator import keep_freed_memory
 
     if weights not in ("fp32", "fp16"):
         raise typer.BadParameter("fp32 or fp16", param_hint="--weights")
@@ -64,6 +65,7 @@ def export(
         image=image,
         windows=windows,
     )
+    keep_freed_memory()
     with console.status("loading the checkpoint") as status:
         published = export_encoder(checkpoint, to, options, say=status.update)
     for one in published:

@@ -49,10 +49,12 @@ def evaluate(
     import torch
     from rich.console import Console
 
+    from amdim_training.allocator import keep_freed_memory
     from amdim_training.evaluate import evaluate as run
     from amdim_training.evaluation_data import open_dataset
     from amdim_training.features import open_encoder
 
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
