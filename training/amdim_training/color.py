@@ -71,19 +71,25 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
     In HSV a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6 with
     n = 5, 3, 1 for red, green and blue.
     """
-    value, largest = x.max(dim=1, keepdim=True)
-    chroma = value - x.amin(dim=1, keepdim=True)
-    red, green, blue = x.split(1, dim=1)
-    safe = chroma.clamp(min=1e-8)
+    red, green, blue = x.unbind(dim=1)  # (N, H, W) each
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    per_chroma = chroma.clamp_min(1e-8).reciprocal_()
     sixth = torch.where(
-        largest == 0,
-        (green - blue) / safe,
-        torch.where(largest == 1, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
+        value == red,
+        (green - blue) * per_chroma,
+        torch.where(
+            value == green, (blue - red) * per_chroma + 2.0, (red - green) * per_chroma + 4.0
+        ),
     )
-    sixth = sixth + 6.0 * turns
-    offsets = x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    k = (sixth + offsets).remainder_(6.0)
-    return value - chroma * torch.minimum(k, 4.0 - k).clamp_(0.0, 1.0)
+    sixth += 6.0 * turns.view(-1, 1, 1)
+    turned = torch.empty_like(x)
+    for channel, offset in enumerate((5.0, 3.0, 1.0)):
+        k = sixth + offset
+        k -= 6.0 * torch.floor(k * (1.0 / 6.0))  # a float remainder costs ten times as much
+        share = torch.minimum(k, 4.0 - k).clamp_(0.0, 1.0)
+        torch.sub(value, chroma.mul(share), out=turned[:, channel])
+    return turned
 
 
 def luma(x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def apply_subpolicies(planes: Tensor, policies: SubPolicies) -> Tensor:
     Returns:
         (N, 3, P, P) float32 in 0..1.
     """
-    changed = planes.clone()
+    changed = planes.clone(memory_format=torch.contiguous_format)
     for place in range(2):
         chosen, values = policies.operations[:, place], policies.values[:, place]
         index = ((chosen >= 0) & (chosen < len(_WARPS))).nonzero().squeeze(1)
