@@ -106,7 +106,7 @@ def _assert_equal(result, expected):
         given = result.as_numpy(name)
         assert given.shape == expected[name].shape
         # joined batches may take another kernel: the last bits differ, never more
-        assert np.abs(given - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max()
+        assert np.abs(given - expected[name]).max() <= 1e-4 * np.abs(expected[name]).max()
 
 
 def test_health_and_metadata(grpc_client, http_client):
@@ -226,7 +226,7 @@ def test_windows_equal_those_in_process(grpc_client, repository, shape):
     given = grpc_client.infer("amdim_windows", _images(grpc, pixels)).as_numpy("windows")
     assert given.shape == expected.shape
     assert given.shape[1:3] == ((height - 64) // 8 + 1, (width - 64) // 8 + 1)
-    assert np.abs(given - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(given - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_statistics_and_metrics_count_images(grpc_client, triton):
