@@ -149,8 +149,8 @@ class RunConfig:
     seed: int = 0
     precision: Precision = "auto"
     """`auto` times fp32 and bf16 on the machine at hand before the first step."""
-    compile: bool = False
-    """Whether torch.compile builds the encoder."""
+    compile: bool | Literal["auto"] = False
+    """Whether torch.compile builds the encoder; `auto` times a step both ways before the first."""
     deterministic: bool = False
     """Whether only algorithms that repeat to the last bit may run."""
     threads: int = 0
@@ -234,7 +234,7 @@ def _coerce(where: str, value: object, default: object) -> object:
         if isinstance(value, list | tuple):
             return tuple(value)
     elif isinstance(default, bool):
-        if isinstance(value, bool):
+        if isinstance(value, bool) or (where == "run.compile" and value == "auto"):
             return value
     elif isinstance(default, float):
         if isinstance(value, int | float) and not isinstance(value, bool):

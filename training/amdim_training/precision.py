@@ -1,7 +1,8 @@
-"""How this machine trains fastest: fp32 or bf16, found out by running a few steps of each.
+"""How this machine trains fastest: fp32 or bf16, compiled or not, found out by a few steps of each.
 
-bf16 wins where the CPU multiplies it natively (AMX, AVX512-BF16) and on GPUs, and loses elsewhere,
-so nothing but a measurement on the machine at hand decides.
+bf16 wins where the CPU multiplies it natively (AMX, AVX512-BF16) and on GPUs, and loses elsewhere;
+torch.compile needs a C++ compiler and pays on some encoders only. So nothing but a measurement on
+the machine at hand decides.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 
 from amdim_training.config import Precision
+
+_CLEARLY = 0.97
+"""A compiled step must take at most so much of an eager one's time to be worth compiling."""
+
+_Choice = TypeVar("_Choice", Precision, bool)
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +56,37 @@ def choose_precision(
     return chosen
 
 
-def _time(run_step: Callable[[Precision], object], precision: Precision) -> float:
+def choose_compiled(
+    wanted: bool | Literal["auto"], run_step: Callable[[bool], object], *, repeats: int = 3
+) -> bool:
+    """Returns `wanted`, or for `auto` whether a compiled step is clearly faster here.
+
+    Args:
+        wanted: Whether to compile, or `auto`.
+        run_step: Makes one whole training step, compiled or not, and waits for it.
+        repeats: Timed steps of each, after one untimed; the fastest counts.
+    """
+    if wanted != "auto":
+        return wanted
+    run_step(False)
+    eager = min(_time(run_step, False) for _ in range(repeats))
+    try:
+        run_step(True)
+    except Exception as error:  # no compiler, no backend, an operator it cannot take: all the same
+        reason = str(error).strip().partition("\n")[0]
+        _log.warning("compile auto: it does not work here (%s), so steps run as they are", reason)
+        run_step(False)
+        return False
+    compiled = min(_time(run_step, True) for _ in range(repeats))
+    chosen = compiled < _CLEARLY * eager
+    _log.info(
+        "compile auto: a step takes %.3f s as it is and %.3f s compiled; %s",
+        eager, compiled, "compiled it is" if chosen else "not compiled",
+    )  # fmt: skip
+    return chosen
+
+
+def _time(run_step: Callable[[_Choice], object], choice: _Choice) -> float:
     start = time.perf_counter()
-    run_step(precision)
+    run_step(choice)
     return time.perf_counter() - start

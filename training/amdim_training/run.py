@@ -19,6 +19,7 @@ from amdim_training.checkpoint import (
     load_averaged,
     load_checkpoint,
     load_state,
+    load_state_if_any,
     load_weights,
     run_checkpoints,
     save_checkpoint,
@@ -219,7 +220,7 @@ class Run:
         """Returns encoder and mixture head as this run wants them: spread, compiled, or plain."""
         optim, encoder = self.config.optim, self.encoder
         if self.batch is None:
-            return torch.compile(encoder) if self.config.run.compile else encoder, self.mixture
+            return self._built(self.config.run.compile is True), self.mixture
         if self.classifiers is not None:
             raise ConfigError("data.classifiers is for one process; amdim evaluate scores later")
         if optim.part_size:
@@ -237,6 +238,13 @@ class Run:
         )
         mixture = self.mixture and nn.parallel.DistributedDataParallel(self.mixture)
         return spread, mixture
+
+    def use_compiled(self, wanted: bool) -> None:
+        """Has torch.compile build the encoder from now on, or not; for one process."""
+        self._forward = self._built(wanted)
+
+    def _built(self, compiled: bool) -> Callable[[Tensor], Any]:
+        return torch.compile(self.encoder) if compiled else self.encoder
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         """Returns what the optimiser moves, by name."""
@@ -268,7 +276,8 @@ class Run:
         else:
             return
         load_weights(self.encoder, checkpoint.encoder.state_dict(), checkpoint.path)
-        state = load_state(checkpoint.path)
+        # a published encoder comes without a run's state: its moments then start afresh
+        state = load_state(checkpoint.path) if saved else load_state_if_any(checkpoint.path)
         if self.mixture is not None and f"{_MIXTURE}output.weight" in state:
             names = self.mixture.state_dict()
             self.mixture.load_state_dict({name: state[_MIXTURE + name] for name in names})

@@ -18,14 +18,14 @@ import torch
 
 from amdim_clients.images import Preprocess
 from amdim_training.allocator import keep_freed_memory
-from amdim_training.config import TrainConfig
+from amdim_training.config import Precision, TrainConfig
 from amdim_training.data import load_images
 from amdim_training.distributed import joined
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import DataError
 from amdim_training.journal import Journal, Report
 from amdim_training.online import online_knn
-from amdim_training.precision import choose_precision
+from amdim_training.precision import choose_compiled, choose_precision
 from amdim_training.run import Run
 from amdim_training.tensorboard import Board
 from amdim_training.views import VIEWS
@@ -80,7 +80,8 @@ def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report
     board = Board(run.folder, run.step) if config.tensorboard and run.is_first else None
     journal = Journal(run.folder, _heard_by(report, board)) if run.is_first else Journal(None)
     precision = choose_precision(config.precision, run.trial_step)
-    journal.note({"event": "start", "precision": precision, **_facts(run)})
+    compiled = _choose_compiled(run, precision)
+    journal.note({"event": "start", "precision": precision, "compiled": compiled, **_facts(run)})
     ends = time.monotonic() + (config.stop_after_minutes * 60 or float("inf"))
 
     def score() -> None:
@@ -103,6 +104,23 @@ def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report
     if board is not None:
         board.close()
     return folder
+
+
+def _choose_compiled(run: Run, precision: Precision) -> bool:
+    """Settles whether the encoder is compiled, by measurement where that is left open."""
+    wanted = run.config.run.compile
+    if run.batch is not None:
+        return False
+    if wanted != "auto":
+        return wanted
+
+    def step(compiled: bool) -> None:
+        run.use_compiled(compiled)
+        run.trial_step(precision)
+
+    compiled = choose_compiled(wanted, step)
+    run.use_compiled(compiled)
+    return compiled
 
 
 def _heard_by(report: Report | None, board: Board | None) -> Report | None:
