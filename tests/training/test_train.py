@@ -13,6 +13,7 @@ import torch
 
 from amdim_training import infomax_loss
 from amdim_training.checkpoint import load_checkpoint, run_checkpoints
+from amdim_training.cli import convert
 from amdim_training.config import EncoderConfig, LossConfig, TrainConfig
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import ConfigError, DataError
@@ -125,6 +126,16 @@ def test_a_run_begins_from_another_ones_weights_and_moments(make_config, tmp_pat
                 run={"out": str(tmp_path / "other"), "init_from": str(first)},
             )
         )
+
+
+def test_a_run_begins_from_a_published_encoder_without_moments(make_config, tmp_path) -> None:
+    train(make_config())
+    convert(tmp_path / "run", tmp_path / "published", half=True)
+    config = make_config(
+        run={"out": str(tmp_path / "on"), "init_from": str(tmp_path / "published")}
+    )
+    train(config)
+    assert len(records(config, "step")) == 6
 
 
 def test_knn_is_scored_while_training(make_config, write_pack) -> None:

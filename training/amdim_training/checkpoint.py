@@ -195,6 +195,15 @@ def load_state(folder: Path) -> dict[str, Tensor]:
     return _read_tensors(folder / STATE_FILE)
 
 
+def load_state_if_any(folder: Path) -> dict[str, Tensor]:
+    """Returns `load_state`, or nothing where a checkpoint is an encoder alone.
+
+    Raises:
+        CheckpointError: The file is broken.
+    """
+    return load_state(folder) if (folder / STATE_FILE).exists() else {}
+
+
 def load_averaged(folder: Path) -> dict[str, Tensor] | None:
     """Returns a checkpoint's averaged weights, or None where it has none.
 
