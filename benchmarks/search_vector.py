@@ -23,7 +23,7 @@ from amdim_training.checkpoint import Checkpoint, load_checkpoint
 from amdim_training.data import load_images
 from amdim_training.knn import knn_accuracy, nearest_neighbors
 from amdim_training.online import encode_pooled
-from amdim_training.whitening import SCALES, fit_whitening
+from amdim_training.whitening import fit_whitening
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("tiny", "caltech", "grocery", "iconic")
@@ -53,18 +53,17 @@ def main() -> None:
 
 def recipes(pooled: Tensor) -> Iterator[tuple[str, Recipe]]:
     """Yields recipes by name, fitted on (N, 3D) pooled features."""
-    dim = pooled.shape[1] // SCALES
+    dim = pooled.shape[1] // 3  # f1, mean f5, mean f7
     for number, name in enumerate(("f1", "mean f5", "mean f7")):
         yield name, partial(_scale, number, dim)
     yield "all three", lambda x: x
     f1 = fit_whitening(pooled[:, :dim], 256)
     yield "f1 whitened", lambda x: f1.apply(x[:, :dim])
-    for blocks in (1, SCALES):
-        for components in (128, 256, 384):
-            for power in (0.5, 0.75, 1.0):
-                fitted = fit_whitening(pooled, components, power=power, blocks=blocks)
-                weighed = "even" if blocks > 1 else "as they are"
-                yield f"scales {weighed}, {components}, power {power}", fitted.apply
+    for weights in ((), (1, 1, 1), (1, 1, 1.5), (1, 1.5, 2), (1, 1, 3)):
+        for power in (0.5, 0.75, 1.0):
+            fitted = fit_whitening(pooled, 256, power=power, weights=weights)
+            weighed = " : ".join(map(str, weights)) or "as they are"
+            yield f"scales {weighed}, power {power}", fitted.apply
 
 
 def _scale(number: int, dim: int, pooled: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from amdim_export.eager import encode_eager
 from amdim_export.errors import ExportError
 from amdim_export.pictures import sample_pictures
 from amdim_export.whitening import EMBEDDING_FILE, fit_recipe, load_recipe, save_recipe
-from amdim_training.whitening import SEARCH_POWER, pooled_features
+from amdim_training.whitening import SEARCH_POWER, SEARCH_WEIGHTS, pooled_features
 
 
 def _features(checkpoint, pictures):
@@ -23,10 +23,13 @@ def test_recipe_equals_whitening_in_numpy(make_checkpoint, pictures):
     features = _features(checkpoint, pictures).astype(np.float64)
     centered = features - features.mean(axis=0)
     scale = np.repeat(
-        [1 / np.sqrt((part**2).sum() / (len(part) - 1)) for part in np.split(centered, 3, axis=1)],
+        [
+            weight / np.sqrt((part**2).sum() / (len(part) - 1))
+            for weight, part in zip(SEARCH_WEIGHTS, np.split(centered, 3, axis=1), strict=True)
+        ],
         centered.shape[1] // 3,
     )
-    centered = centered * scale  # the three scales weigh evenly
+    centered = centered * scale  # the three scales weigh as told
     covariance = centered.T @ centered / (len(features) - 1)
     variances, axes = np.linalg.eigh(covariance)
     variances, axes = variances[::-1][:10], axes[:, ::-1][:, :10]

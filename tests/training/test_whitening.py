@@ -33,14 +33,14 @@ def test_a_direction_without_variance_is_not_blown_up() -> None:
     assert fit_whitening(features, 4).apply(features).abs().max() < 100
 
 
-def test_blocks_of_any_size_weigh_evenly() -> None:
+def test_parts_of_any_size_weigh_as_told() -> None:
     features = correlated(3000, 8)
     loud = features * torch.tensor([100.0] * 4 + [1.0] * 4)
-    quiet = fit_whitening(features, 8, blocks=2, ridge=0.0).apply(features)
-    louder = fit_whitening(loud, 8, blocks=2, ridge=0.0).apply(loud)
+    quiet = fit_whitening(features, 8, weights=(1.0, 1.0), ridge=0.0).apply(features)
+    louder = fit_whitening(loud, 8, weights=(1.0, 1.0), ridge=0.0).apply(loud)
     torch.testing.assert_close(quiet, louder, atol=1e-3, rtol=1e-3)
-    with pytest.raises(ShapeError, match="3 blocks"):
-        fit_whitening(features, 4, blocks=3)
+    with pytest.raises(ShapeError, match="3 parts"):
+        fit_whitening(features, 4, weights=(1.0, 1.0, 1.0))
 
 
 def test_power_keeps_part_of_the_variances_order() -> None:

@@ -7,6 +7,7 @@ best search vector was measured (benchmarks/search_vector.py).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from torch import Tensor
 from amdim_training.encoder import EncoderFeatures
 from amdim_training.errors import ShapeError
 
-SCALES = 3
-"""f1, mean f5 and mean f7: weighed evenly before their axes are sought."""
-SEARCH_POWER = 0.75
+SEARCH_WEIGHTS = (1.0, 1.0, 1.5)
+"""What f1, mean f5 and mean f7 weigh before their common axes are sought."""
+SEARCH_POWER = 0.5
 """How far the search vector's components are brought to equal variance: 0 not at all, 1 fully."""
 
 
@@ -45,12 +46,12 @@ def pooled_features(features: EncoderFeatures) -> Tensor:
 
 
 def fit_search_vector(pooled: Tensor, components: int) -> Whitening:
-    """Fits the search vector on (N, 3D) pooled features: scales weighed evenly, part-whitened.
+    """Fits the search vector on (N, 3D) pooled features: scales weighed, half-whitened.
 
     Raises:
         ShapeError: There are no more rows than components.
     """
-    return fit_whitening(pooled, components, power=SEARCH_POWER, blocks=SCALES)
+    return fit_whitening(pooled, components, power=SEARCH_POWER, weights=SEARCH_WEIGHTS)
 
 
 def fit_whitening(
@@ -58,7 +59,7 @@ def fit_whitening(
     components: int,
     *,
     power: float = 1.0,
-    blocks: int = 1,
+    weights: Sequence[float] = (),
     ridge: float = 1e-4,
 ) -> Whitening:
     """Fits PCA-whitening, in float64.
@@ -67,30 +68,31 @@ def fit_whitening(
         features: (N, F), more rows than components.
         components: E; capped at F.
         power: Components are divided by their standard deviation to this power.
-        blocks: Equal parts of F, each first scaled to one total variance, so that none rules the
-            axes by its size.
+        weights: One for each of F's equal parts, first scaled to that total standard deviation,
+            so that none rules the axes by its size; none leaves the features as they are.
         ridge: Share of the mean variance added to every component's, so that directions the
             data hardly uses are not blown up into noise.
 
     Raises:
-        ShapeError: There are no more rows than components, or `blocks` does not divide F.
+        ShapeError: There are no more rows than components, or as many parts do not divide F.
     """
     n, width = features.shape
     count = min(components, width)
     if n <= count:
         raise ShapeError(f"{count} components need more than {count} images, got {n}")
-    if width % blocks:
-        raise ShapeError(f"{blocks} blocks do not divide {width} features")
+    if weights and width % len(weights):
+        raise ShapeError(f"{len(weights)} parts do not divide {width} features")
     mean = features.double().mean(dim=0)
     covariance = torch.zeros(width, width, dtype=torch.float64)
     for chunk in features.split(8192):  # bounds the float64 copy
         centered = chunk.double() - mean
         covariance += centered.T @ centered
     covariance /= n - 1
-    totals = covariance.diagonal().view(blocks, -1).sum(dim=1, keepdim=True)
-    scale = totals.rsqrt().expand(blocks, width // blocks).reshape(width)
-    if blocks == 1:
-        scale = torch.ones_like(scale)
+    scale = torch.ones(width, dtype=torch.float64)
+    if weights:
+        parts = covariance.diagonal().view(len(weights), -1)
+        wanted = torch.tensor(weights, dtype=torch.float64).unsqueeze(1)
+        scale = (wanted * parts.sum(dim=1, keepdim=True).rsqrt()).expand_as(parts).reshape(width)
     covariance *= scale.unsqueeze(1) * scale
     variances, axes = torch.linalg.eigh(covariance)  # rising
     variances = variances.flip(0)[:count]
