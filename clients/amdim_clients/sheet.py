@@ -6,7 +6,7 @@ Knows no index: it draws bytes and captions.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ _TILE = 176  # pixels a side
 _CAPTION = 34  # two lines of text
 _GAP = 8
 _COLUMNS = 6
-_CHARACTERS = 28
 _INK, _PAPER, _FRAME = "#222222", "#ffffff", "#c62828"
 
 
@@ -52,9 +51,19 @@ def contact_sheet(query: Tile, neighbors: Sequence[Tile]) -> Image.Image:
         if position == 0:
             draw.rectangle((left - 3, top - 3, left + _TILE + 2, top + _TILE + 2), None, _FRAME, 3)
         for line, text in enumerate(tile.caption):
-            short = text if len(text) <= _CHARACTERS else "…" + text[1 - _CHARACTERS :]
+            short = _shortened(text, lambda part: draw.textlength(part, font))
             draw.text((left, top + _TILE + 2 + 15 * line), short, _INK, font)
     return sheet
+
+
+def _shortened(text: str, width_of: Callable[[str], float]) -> str:
+    """The text, or as much of its end as stands below one tile."""
+    short = text
+    for start in range(1, len(text)):
+        if width_of(short) <= _TILE:
+            break
+        short = "…" + text[start:]
+    return short
 
 
 def save_sheet(sheet: Image.Image, target: Path) -> None:
