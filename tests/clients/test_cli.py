@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,8 @@ def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         timeout=60,
+        # a shell's background jobs ignore Ctrl-C and hand that on to their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
