@@ -24,8 +24,9 @@ sys.path.insert(0, sys.argv[2])
 from distributed_case import N, SOURCES, make_encoder, make_views
 from amdim_training.loss import infomax_loss
 
-torch.set_num_threads(1)
-with joined() as batch:
+
+
+def work(batch):
     encoder = make_encoder()
     spread = torch.nn.parallel.DistributedDataParallel(encoder, broadcast_buffers=False)
     rows = slice(batch.rank * N // 2, (batch.rank + 1) * N // 2)
@@ -37,6 +38,11 @@ with joined() as batch:
     if batch.rank == 0:
         gradients = {name: p.grad for name, p in encoder.named_parameters()}
         torch.save({"losses": losses, "gradients": gradients}, sys.argv[1])
+
+
+torch.set_num_threads(1)
+with joined() as batch:
+    work(batch)
 """
 
 CASE = """

@@ -62,7 +62,11 @@ class _Gather(torch.autograd.Function):
 
 @contextmanager
 def joined() -> Iterator[GlobalBatch | None]:
-    """Joins the processes that torchrun started and leaves them at the end; None alone."""
+    """Joins the processes that torchrun started and leaves them at the end; None alone.
+
+    What was made of the group (DistributedDataParallel, graphs) has to be gone by then: a group
+    that outlives its end is torn down with the interpreter, whose threads may abort it.
+    """
     if not dist.is_torchelastic_launched():
         yield None
         return
@@ -70,5 +74,6 @@ def joined() -> Iterator[GlobalBatch | None]:
     try:
         world_size = dist.get_world_size()
         yield GlobalBatch(dist.get_rank(), world_size) if world_size > 1 else None
+        dist.barrier()  # nobody closes its connections while another still talks
     finally:
         dist.destroy_process_group()

@@ -20,7 +20,7 @@ from amdim_clients.images import Preprocess
 from amdim_training.allocator import keep_freed_memory
 from amdim_training.config import Precision, TrainConfig
 from amdim_training.data import load_images
-from amdim_training.distributed import joined
+from amdim_training.distributed import GlobalBatch, joined
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import DataError
 from amdim_training.journal import Journal, Report
@@ -60,18 +60,22 @@ def train(config: TrainConfig, *, report: Report | None = None) -> Path:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
     with joined() as batch, _stop_signals() as stop:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        side = config.data.source_size or config.encoder.image_size
-        images = load_images(config.data.train, Preprocess(image_size=side, resize=side))
-        if len(images) < config.optim.batch_size:
-            raise DataError(
-                f"{len(images)} images cannot fill a batch of {config.optim.batch_size}"
-            )
-        _log.info("%d images to train on, %d skipped", len(images), len(images.skipped))
-        pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
-        run = Run(config, pixels.to(device), labels, batch)
-        scorer = _make_scorer(config) if run.is_first else None
-        return _loop(run, scorer, stop, report)
+        return _train(config, batch, stop, report)
+
+
+def _train(
+    config: TrainConfig, batch: GlobalBatch | None, stop: threading.Event, report: Report | None
+) -> Path:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    side = config.data.source_size or config.encoder.image_size
+    images = load_images(config.data.train, Preprocess(image_size=side, resize=side))
+    if len(images) < config.optim.batch_size:
+        raise DataError(f"{len(images)} images cannot fill a batch of {config.optim.batch_size}")
+    _log.info("%d images to train on, %d skipped", len(images), len(images.skipped))
+    pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+    run = Run(config, pixels.to(device), labels, batch)
+    scorer = _make_scorer(config) if run.is_first else None
+    return _loop(run, scorer, stop, report)
 
 
 def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report | None) -> Path:
