@@ -192,8 +192,10 @@ def resize_matrices(start: Tensor, length: Tensor, side: int, size: int) -> Tens
     scale = (length.float() / size).view(-1, 1, 1)
     stretch = scale.clamp(min=1.0)
     # the crop's own coordinates: output centers against input centers
-    centers = (torch.arange(size, dtype=torch.float32).view(1, -1, 1) + 0.5) * scale
-    pixels = torch.arange(side).view(1, 1, -1) - start.view(-1, 1, 1)
+    device = start.device
+    at = torch.arange(size, dtype=torch.float32, device=device)
+    centers = (at.view(1, -1, 1) + 0.5) * scale
+    pixels = torch.arange(side, device=device).view(1, 1, -1) - start.view(-1, 1, 1)
     inside = (pixels >= 0) & (pixels < length.view(-1, 1, 1))
     x = ((pixels + 0.5 - centers) / stretch).abs_()
     near = (1.5 * x - 2.5) * x * x + 1.0
@@ -212,7 +214,7 @@ def translation_matrices(shift: Tensor, side: int) -> Tensor:
     Returns:
         (N, P, P) float32, one 1 in each row.
     """
-    source = (torch.arange(side).view(1, -1) - shift.view(-1, 1)).abs()
+    source = (torch.arange(side, device=shift.device).view(1, -1) - shift.view(-1, 1)).abs()
     source = (side - 1) - ((side - 1) - source).abs()
     return torch.nn.functional.one_hot(source, side).float()
 
@@ -243,7 +245,9 @@ def draw_crops(
 
 def _draw_shifts(n: int, config: ViewsConfig, generator: torch.Generator) -> Tensor:
     """Draws (N, 2) translations (dx, dy), zero for those left in place."""
-    shifts = torch.randint(-config.max_shift, config.max_shift + 1, (n, 2), generator=generator)
+    bound = config.max_shift
+    device = generator.device
+    shifts = torch.randint(-bound, bound + 1, (n, 2), generator=generator, device=device)
     moved = _uniform(n, generator) < config.shift_probability
     return shifts * moved.unsqueeze(1)
 
@@ -252,7 +256,8 @@ def draw_jitter(n: int, config: ViewsConfig, generator: torch.Generator) -> Jitt
     """Draws the four operations' order and strengths for each of N images."""
     order = _uniform((n, 4), generator).argsort(dim=1)
     apply = _uniform(n, generator) < config.jitter_probability
-    strength = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue])
+    strengths = (config.brightness, config.contrast, config.saturation, config.hue)
+    strength = torch.tensor(strengths, device=generator.device)
     factors = (2.0 * _uniform((n, 4), generator) - 1.0) * strength
     factors[:, :3] += 1.0
     return Jitter(order.masked_fill(~apply.unsqueeze(1), -1), factors)
@@ -264,4 +269,5 @@ def _uniform(
     low: float = 0.0,
     high: float = 1.0,
 ) -> Tensor:
-    return torch.rand(shape, generator=generator) * (high - low) + low
+    drawn = torch.rand(shape, generator=generator, device=generator.device)
+    return drawn * (high - low) + low
