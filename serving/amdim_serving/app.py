@@ -19,7 +19,7 @@ from amdim_serving.edge import Edge
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
 from amdim_serving.heads import HEAD
-from amdim_serving.routes import embed, kserve, match, openai, status
+from amdim_serving.routes import embed, kserve, match, openai, page, status
 
 ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -55,6 +55,7 @@ def create_app(gateway: Gateway) -> Edge:
     app.include_router(openai.router)
     app.include_router(kserve.router)
     app.include_router(status.router)
+    app.include_router(page.router)
     direct = {
         "/embed": embed.answer_embed,
         "/v1/embeddings": openai.answer_embeddings,

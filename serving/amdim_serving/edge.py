@@ -26,7 +26,9 @@ from amdim_serving.heads import HEAD, ROUTE, Head
 _log = logging.getLogger(__name__)
 
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,64}")
-_OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+# The page is static and asks for the key itself.
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/"})
+_PAGE_FILES = "/web/"
 _CLIENT_GONE = 499  # as nginx counts it; nothing is sent
 
 
@@ -137,7 +139,7 @@ class Edge:
             raise RequestError("unsupported_media_type", "A Content-Encoding is not accepted.")
 
     def _is_open(self, path: str) -> bool:
-        if path in _OPEN_PATHS:
+        if path in _OPEN_PATHS or path.startswith(_PAGE_FILES):
             return True
         return path == "/metrics" and self._gateway.settings.public_metrics
 

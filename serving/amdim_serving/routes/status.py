@@ -1,4 +1,4 @@
-"""Health, metrics, the model's description and the landing text."""
+"""Health, metrics and the model's description."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from amdim_serving.answers import error_answer
 from amdim_serving.encodings import JSON, to_json
@@ -23,17 +23,6 @@ _UNREADY = {
     "draining": RequestError("draining"),
     "engine": RequestError("not_ready", "The engine does not reproduce its canaries."),
 }
-_LANDING = """\
-amdim-embed: images in, vectors out.
-
-  curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' {base}/embed
-  curl -F images=@a.jpg -F images=@b.png '{base}/embed?outputs=global,local7'
-
-  {base}/docs     every route, with examples
-  {base}/model    what is served: precision, digests, limits
-  {base}/readyz   whether it may get work
-  {base}/metrics  Prometheus
-"""
 
 
 @router.get("/livez", summary="Whether the process is up", response_model=StatusAnswer)
@@ -71,10 +60,3 @@ async def model(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     described: dict[str, Any] = gateway.describe()
     return Response(to_json(described), media_type=JSON)
-
-
-@router.get("/", include_in_schema=False)
-async def landing(request: Request) -> Response:
-    """A few lines for whoever opens the address."""
-    base = str(request.base_url).rstrip("/")
-    return PlainTextResponse(_LANDING.format(base=base))
