@@ -10,8 +10,9 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -34,8 +35,28 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
+class CertifiedPrecision:
+    """What export says of running an artifact at one precision.
+
+    `qualifies` is the answer to "may this be chosen without being asked for?": True where every
+    target was reached on held-out pictures, False where one was missed, None where the machine
+    that exported could not run the precision, so that nothing but the canaries speaks for it.
+    """
+
+    precision: str
+    engine: str  # what it was, or is to be, measured with: "openvino" or "onnxruntime"
+    qualifies: bool | None
+    tolerance: Tolerance  # what the canaries must hold at this precision
+    speedup: float | None  # over fp32 in the same engine at batch 16; None where not timed
+    raw: Mapping[str, Any]  # the numbers as the document has them
+
+
+@dataclass(frozen=True)
 class Certificate:
-    """What export measured of one artifact."""
+    """What export measured of one artifact.
+
+    `precisions` holds the artifact's own precision and every other one that it may be run at.
+    """
 
     encoder_digest: str
     preprocess_digest: str
@@ -44,7 +65,20 @@ class Certificate:
     tolerance: Tolerance
     pixels: npt.NDArray[np.uint8]  # (n, S, S, 3), the canaries
     expected: Mapping[str, npt.NDArray[np.float32]]  # output name -> (n, ...), fp32 vectors
+    precisions: Mapping[str, CertifiedPrecision]
     raw: Mapping[str, Any]  # the whole document, for /model
+
+    def at(self, precision: str) -> Certificate:
+        """The same certificate for running the artifact at `precision`: its canaries' tolerance.
+
+        Raises:
+            ContractError: The artifact is not certified for it.
+        """
+        certified = self.precisions.get(precision)
+        if certified is None:
+            known = ", ".join(self.precisions)
+            raise ContractError(f"the artifact is certified for {known}, not for {precision}")
+        return replace(self, precision=precision, tolerance=certified.tolerance)
 
 
 def read_certificate(path: Path) -> Certificate:
@@ -88,15 +122,44 @@ def _parse(document: Mapping[str, Any]) -> Certificate:
     }
     if not expected or any(len(vectors) != len(pixels) for vectors in expected.values()):
         raise ValueError("canary vectors must have one row for each picture")
-    tolerance = document["tolerance"]
+    precision, tolerance = str(document["precision"]), _tolerance(document["tolerance"])
     return Certificate(
         **digests,
-        precision=str(document["precision"]),
-        tolerance=Tolerance(float(tolerance["max_relative_error"]), float(tolerance["min_cosine"])),
+        precision=precision,
+        tolerance=tolerance,
         pixels=pixels,
         expected=expected,
+        precisions=_precisions(document, precision, tolerance),
         raw=document,
     )
+
+
+def _precisions(
+    document: Mapping[str, Any], own: str, tolerance: Tolerance
+) -> Mapping[str, CertifiedPrecision]:
+    # fp32 has a certificate only where its parity held; anything else must say that it qualifies
+    found = {
+        own: CertifiedPrecision(
+            own, "onnxruntime", True if own == "fp32" else None, tolerance, None, {}
+        )
+    }
+    for name, said in document.get("precisions", {}).items():
+        qualifies, speedup = said["qualifies"], said.get("speedup")
+        if not (qualifies is None or isinstance(qualifies, bool)):
+            raise ValueError(f"{name}: qualifies is neither true, false nor null")
+        found[name] = CertifiedPrecision(
+            precision=name,
+            engine=str(said["engine"]),
+            qualifies=qualifies,
+            tolerance=_tolerance(said["tolerance"]),
+            speedup=None if speedup is None else float(speedup),
+            raw=said,
+        )
+    return MappingProxyType(found)
+
+
+def _tolerance(values: Mapping[str, Any]) -> Tolerance:
+    return Tolerance(float(values["max_relative_error"]), float(values["min_cosine"]))
 
 
 def _array(encoded: Mapping[str, Any]) -> npt.NDArray[Any]:

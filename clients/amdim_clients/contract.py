@@ -19,6 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from amdim_clients.certificate import (
     CERTIFICATE_FILE,
     Certificate,
+    CertifiedPrecision,
     Tolerance,
     is_digest,
     read_certificate,
@@ -34,6 +35,7 @@ __all__ = [
     "LOCAL5",
     "LOCAL7",
     "Certificate",
+    "CertifiedPrecision",
     "ModelSpec",
     "Tolerance",
     "file_digest",

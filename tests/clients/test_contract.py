@@ -41,6 +41,33 @@ def test_certificate_carries_canaries(model_dir):
     assert certificate.raw["format"] == 1
 
 
+def test_certificate_says_at_which_precisions_an_artifact_may_run(model_dir, write_certificate):
+    assert list(read_certificate(model_dir / "1").precisions) == ["fp32"]
+    bf16 = {
+        "engine": "openvino",
+        "qualifies": None,
+        "tolerance": {"max_relative_error": 0.05, "min_cosine": 0.99},
+    }
+    write_certificate("1", lambda document: document.update(precisions={"bf16": bf16}))
+    certificate = read_certificate(model_dir / "1")
+    assert list(certificate.precisions) == ["fp32", "bf16"]
+    assert certificate.precisions["fp32"].qualifies is True
+    assert certificate.precisions["bf16"].qualifies is None
+    assert certificate.at("fp32") == certificate
+    at_bf16 = certificate.at("bf16")
+    assert (at_bf16.precision, at_bf16.tolerance.min_cosine) == ("bf16", 0.99)
+    assert at_bf16.expected is certificate.expected
+    with pytest.raises(ContractError, match="fp32, bf16, not for int8"):
+        certificate.at("int8")
+
+
+def test_an_int8_artifact_qualifies_only_where_its_certificate_says_so(
+    model_dir, write_certificate
+):
+    write_certificate("1", lambda document: document.update(precision="int8"))
+    assert read_certificate(model_dir / "1").precisions["int8"].qualifies is None
+
+
 def test_model_without_embedding_defaults_to_global(model_dir, write_config):
     write_config(embedding_dim=None, default_output="global")
     text = (model_dir / "config.pbtxt").read_text()
@@ -127,6 +154,12 @@ def test_missing_parts_are_named(model_dir, tmp_path):
         lambda d: d["canaries"]["pixels"].update(dtype="object"),
         lambda d: d.update(encoder_digest="abc"),
         lambda d: d.update(tolerance=None),
+        lambda d: d.update(precisions={"bf16": {"engine": "openvino", "qualifies": True}}),
+        lambda d: d.update(
+            precisions={
+                "bf16": {"engine": "openvino", "qualifies": "yes", "tolerance": d["tolerance"]}
+            }
+        ),
     ],
 )
 def test_broken_certificate_is_refused(model_dir, write_certificate, damage):

@@ -1,7 +1,7 @@
-"""An engine in process for x86 CPUs: OpenVINO on the same ONNX file.
+"""An engine in process for x86 CPUs: OpenVINO on the same ONNX files.
 
 Knows no HTTP and no batching. The precision asked for is read back and asserted: left alone,
-OpenVINO computes in bf16 wherever the CPU can.
+OpenVINO computes in bf16 wherever the CPU can, and int8 is float where the CPU cannot.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from amdim_clients.contract import INPUT, ModelSpec
 from amdim_serving.engines import EngineInfo
 from amdim_serving.errors import EngineError, ProviderError, StartError
 
-_PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
+_HINTS = {
+    ("fp32", "fp32"): openvino.Type.f32,
+    ("fp32", "bf16"): openvino.Type.bf16,
+    ("int8", "int8"): openvino.Type.f32,  # of the layers that the artifact keeps in float
+}
+"""What OpenVINO is asked to compute in, by an artifact's precision and the one it runs at."""
 
 
 class OpenVinoEngine:
@@ -27,7 +32,9 @@ class OpenVinoEngine:
 
     Args:
         model_path: The model.onnx of one version.
-        spec: Its contract; its precision is what is asked of OpenVINO.
+        spec: Its contract.
+        precision: What it must run at, the artifact's own when not given: fp32 or bf16 for an
+            fp32 artifact, int8 for an int8 one.
         threads: Threads of one call; 0: as many as this process may use cores.
 
     Raises:
@@ -35,13 +42,18 @@ class OpenVinoEngine:
         StartError: The file is not a model OpenVINO can load.
     """
 
-    def __init__(self, model_path: Path, spec: ModelSpec, *, threads: int = 0) -> None:
-        precision = _PRECISIONS.get(spec.precision)
-        if precision is None:
-            raise ProviderError(f"this engine does not run {spec.precision} artifacts")
+    def __init__(
+        self, model_path: Path, spec: ModelSpec, *, precision: str | None = None, threads: int = 0
+    ) -> None:
+        precision = precision or spec.precision
+        hint = _HINTS.get((spec.precision, precision))
+        if hint is None:
+            raise ProviderError(
+                f"this engine does not run {spec.precision} artifacts at {precision}"
+            )
         threads = threads or len(os.sched_getaffinity(0))
         options = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": str(spec.instance_count),
@@ -51,13 +63,13 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise StartError("the model cannot be loaded by OpenVINO") from error
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
-        if used != precision:
-            raise ProviderError(f"asked for {spec.precision}, but OpenVINO computes in {used}")
+        if used != hint:
+            raise ProviderError(f"asked for {precision}, but OpenVINO computes in {used}")
         self._requests: queue.SimpleQueue[openvino.InferRequest | None] = queue.SimpleQueue()
         for _ in range(spec.instance_count):
             self._requests.put(compiled.create_infer_request())
         self._spec = spec
-        self._info = EngineInfo("openvino", "CPU", spec.precision, threads)
+        self._info = EngineInfo("openvino", "CPU", precision, threads)
 
     @property
     def spec(self) -> ModelSpec:
