@@ -34,6 +34,7 @@ __all__ = [
     "INPUT",
     "LOCAL5",
     "LOCAL7",
+    "WINDOWS",
     "Certificate",
     "CertifiedPrecision",
     "ModelSpec",
@@ -50,6 +51,7 @@ EMBEDDING: Final = "embedding"
 GLOBAL: Final = "global"
 LOCAL5: Final = "local5"
 LOCAL7: Final = "local7"
+WINDOWS: Final = "windows"
 
 CONFIG_FILE: Final = "config.pbtxt"
 CONFIG_FORMAT: Final = "1"
@@ -74,6 +76,12 @@ class ModelSpec:
     preprocess_digest: str
     artifact_digest: str
     precision: str
+    window_stride: int | None = None  # pixels; only of a model of windows, whose H and W are free
+
+    @property
+    def gives_windows(self) -> bool:
+        """Whether it takes pictures of any size and gives the vectors of their windows."""
+        return self.window_stride is not None
 
 
 def read_model_spec(model_dir: Path, version: str | None = None) -> ModelSpec:
@@ -141,8 +149,15 @@ def parse_model_config(config: Any, *, version: str = "") -> ModelSpec:
     _check_preprocess(config, parameters, preprocess)
     embed_dim = parameters.number("embed_dim")
     embedding_dim = parameters.optional_number("embedding_dim")
-    _check_input(config, preprocess.image_size)
-    outputs = _outputs(config, embed_dim, embedding_dim)
+    stride = parameters.optional_number("window_stride")
+    if stride is None:
+        _check_input(config, [preprocess.image_size, preprocess.image_size, 3])
+        shapes = _output_shapes(embed_dim, embedding_dim)
+    else:
+        _check_stride(config, stride, preprocess.image_size)
+        _check_input(config, [-1, -1, 3])
+        shapes = {WINDOWS: (-1, -1, parameters.number("embedding_dim"))}
+    outputs = _outputs(config, shapes)
     default_output = parameters.text("default_output")
     if default_output not in outputs:
         raise ContractError(f"model {config.name} has no output {default_output}, its default")
@@ -164,6 +179,7 @@ def parse_model_config(config: Any, *, version: str = "") -> ModelSpec:
         preprocess_digest=preprocess.digest,
         artifact_digest=parameters.digest("artifact_digest"),
         precision=parameters.text("precision"),
+        window_stride=stride,
     )
 
 
@@ -220,22 +236,27 @@ def _check_preprocess(config: Any, parameters: _Parameters, preprocess: Preproce
         raise ContractError(f"model {config.name} was made for a different preprocessing")
 
 
-def _check_input(config: Any, side: int) -> None:
+def _check_input(config: Any, dims: list[int]) -> None:
     found = [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in config.input]
-    if found != [(INPUT, model_config_pb2.TYPE_UINT8, [side, side, 3])]:
-        raise ContractError(
-            f"model {config.name} must have one input, {INPUT} TYPE_UINT8 [{side}, {side}, 3]"
-        )
+    if found != [(INPUT, model_config_pb2.TYPE_UINT8, dims)]:
+        raise ContractError(f"model {config.name} must have one input, {INPUT} TYPE_UINT8 {dims}")
 
 
-def _outputs(config: Any, embed_dim: int, embedding_dim: int | None) -> dict[str, tuple[int, ...]]:
+def _check_stride(config: Any, stride: int, image_size: int) -> None:
+    if stride * 8 != image_size:
+        raise ContractError(f"model {config.name}: windows lie S/8 pixels apart, not {stride}")
+
+
+def _output_shapes(embed_dim: int, embedding_dim: int | None) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         GLOBAL: (embed_dim,),
         LOCAL5: (5, 5, embed_dim),
         LOCAL7: (7, 7, embed_dim),
     }
-    if embedding_dim is not None:
-        shapes = {EMBEDDING: (embedding_dim,), **shapes}
+    return shapes if embedding_dim is None else {EMBEDDING: (embedding_dim,), **shapes}
+
+
+def _outputs(config: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     found = {tensor.name: tuple(tensor.dims) for tensor in config.output}
     if any(tensor.data_type != model_config_pb2.TYPE_FP32 for tensor in config.output):
         raise ContractError(f"model {config.name}: every output must be TYPE_FP32")

@@ -4,6 +4,8 @@ ClientError
 |-- ImageError            the bytes are not a usable picture; `.code` is stable
 |-- ContractError         a model's config or certificate is missing or breaks the contract
 |-- DigestMismatchError   vectors of two encoders or two preprocessings were about to meet
+|-- RegionError           a region is no rectangle, or lies outside what is seen
+|-- ScaleError            scales of windows are out of range
 |-- SourceError           a path names nothing that can be read
 |-- EngineError           no engine could be opened, or it answered against its own spec
 |-- IndexStoreError       an index is missing, broken or of another shape
@@ -23,6 +25,7 @@ IMAGE_MESSAGES = {
     "image_truncated": "The image is cut short.",
     "image_too_small": "The image has fewer pixels on a side than allowed.",
     "too_many_pixels": "The image has more pixels than allowed.",
+    "too_many_windows": "The image has more windows than allowed.",
 }
 
 
@@ -68,6 +71,13 @@ class EngineError(ClientError):
 
 class RegionError(ClientError):
     """A region is no rectangle, or lies outside what the encoder sees."""
+
+
+class ScaleError(ClientError):
+    """The scales of windows are too many, or one is out of range."""
+
+    def __init__(self) -> None:
+        super().__init__("Scales are one to four different numbers from 1 to 4.")
 
 
 class IndexStoreError(ClientError):

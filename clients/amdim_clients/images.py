@@ -26,14 +26,14 @@ PREPROCESS_VERSION: Final = 1
 RESIZE_FOR: Final = {32: 32, 64: 70, 128: 146}
 # Beyond this aspect ratio only the crop's own strip is resampled, or a thin picture would explode.
 _MAX_RESIZED_ASPECT: Final = 8
-_DCT_MARGIN: Final = 2
+DCT_MARGIN: Final = 2  # times the size that is needed
 
 # All that decides a pixel, in words; its digest changes with any of them.
 _DEFINITION: Final = {
     "version": PREPROCESS_VERSION,
     "frame": "first",
     "orientation": "exif upright",
-    "jpeg_dct_scaling": f"while short side >= {_DCT_MARGIN} * resize",
+    "jpeg_dct_scaling": f"while short side >= {DCT_MARGIN} * resize",
     "deep_grey": "full scale to 255, rounded",
     "alpha": "over white",
     "icc": "to sRGB, perceptual",
@@ -124,7 +124,7 @@ def decode_image(
     Raises:
         ImageError: The bytes are not a usable picture; `.code` says why.
     """
-    rgb, width, height = _load(data, limits, needed_side=_DCT_MARGIN * preprocess.resize)
+    rgb, width, height = load_reduced(data, limits, needed_side=DCT_MARGIN * preprocess.resize)
     return DecodedImage(resize_and_crop(rgb, preprocess), width, height)
 
 
@@ -134,7 +134,7 @@ def load_rgb(data: bytes | memoryview, limits: ImageLimits = _DEFAULT_LIMITS) ->
     Raises:
         ImageError: The bytes are not a usable picture; `.code` says why.
     """
-    return _load(data, limits, needed_side=None)[0]
+    return load_reduced(data, limits, needed_side=None)[0]
 
 
 def resize_and_crop(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
@@ -184,10 +184,22 @@ def crop_in_resized(width: int, height: int, preprocess: Preprocess) -> tuple[in
     return new_width, new_height, left, top
 
 
-def _load(
-    data: bytes | memoryview, limits: ImageLimits, *, needed_side: int | None
+def load_reduced(
+    data: bytes | memoryview, limits: ImageLimits = _DEFAULT_LIMITS, *, needed_side: int | None
 ) -> tuple[Image.Image, int, int]:
-    """The upright RGB image (reduced where a JPEG allows), and its full upright size."""
+    """The upright RGB image, reduced where a JPEG allows, and its full upright size.
+
+    Args:
+        data: A whole file in an accepted format.
+        limits: Checked from the header, before decoding.
+        needed_side: The short side that a reduced image must still have; None: nothing is reduced.
+
+    Returns:
+        The image, and the picture's own width and height.
+
+    Raises:
+        ImageError: The bytes are not a usable picture; `.code` says why.
+    """
     format_name = sniff_format(data)
     with without_pillow_warnings():
         try:
