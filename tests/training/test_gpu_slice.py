@@ -164,11 +164,11 @@ def test_an_update_moves_weights_and_average() -> None:
         CPU,
     )
     work.take(torch.randint(0, 256, (24, 32, 32, 3), dtype=torch.uint8))
-    before = work.encoder.layers[0].conv.weight.detach().clone()
+    before = next(work.encoder.parameters()).detach().clone()
     for _ in range(4):
         work.update()
-    after = work.encoder.layers[0].conv.weight.detach()
-    averaged = work.averaged().layers[0].conv.weight
+    after = next(work.encoder.parameters()).detach()
+    averaged = next(work.averaged().parameters())
     assert not torch.equal(before, after)
     assert not torch.equal(averaged, after)
     assert work.step == 4
