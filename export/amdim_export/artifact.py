@@ -18,11 +18,12 @@ from amdim_export.graph import ServingGraph, WindowsGraph
 from amdim_export.parity import Tolerance, agreement, require
 from amdim_export.runtime import LEVELS, OnnxEncoder
 from amdim_export.storage import round_weights
-from amdim_export.to_onnx import to_onnx
+from amdim_export.to_onnx import BF16_OPSET, OPSET, to_onnx
 from amdim_export.whitening import SearchRecipe
 from amdim_training.checkpoint import Checkpoint
 
 _BATCH = 64
+_COMPUTE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,16 +52,29 @@ class Artifact:
 
 
 def build_artifact(
-    checkpoint: Checkpoint, recipe: SearchRecipe | None, *, half: bool = False
+    checkpoint: Checkpoint,
+    recipe: SearchRecipe | None,
+    *,
+    half: bool = False,
+    precision: str = "fp32",
 ) -> Artifact:
-    """Returns an encoder's ONNX file, its weights stored as float16 where `half`.
+    """Returns an encoder's ONNX file.
+
+    Args:
+        checkpoint: The trained encoder.
+        recipe: Its search vector, where it has one.
+        half: Store the weights as float16; the graph still computes in float32.
+        precision: What all but the first layer and the search vector compute in.
 
     Raises:
         GraphError: The exported graph is not what it should be.
     """
     whitening = None if recipe is None else recipe.whitening
-    graph = ServingGraph(checkpoint.encoder, checkpoint.normalization, whitening)
-    return _export(graph, checkpoint.encoder.config.image_size, {0: "N"}, half=half)
+    compute = _COMPUTE[precision]
+    graph = ServingGraph(checkpoint.encoder, checkpoint.normalization, whitening, compute=compute)
+    opset = BF16_OPSET if compute is torch.bfloat16 else OPSET
+    side = checkpoint.encoder.config.image_size
+    return _export(graph, side, {0: "N"}, half=half, opset=opset)
 
 
 def build_windows_artifact(
@@ -100,7 +114,12 @@ def require_levels_agree(
 
 
 def _export(
-    graph: ServingGraph | WindowsGraph, side: int, dynamic: Mapping[int, str], *, half: bool
+    graph: ServingGraph | WindowsGraph,
+    side: int,
+    dynamic: Mapping[int, str],
+    *,
+    half: bool,
+    opset: int = OPSET,
 ) -> Artifact:
     halves = round_weights(graph) if half else frozenset[str]()
     # sides that differ, lest the exporter take them for one
@@ -111,5 +130,6 @@ def _export(
         output_names=graph.output_names,
         dynamic=dynamic,
         halves=halves,
+        opset=opset,
     )
     return Artifact(model, graph, halves)

@@ -4,6 +4,7 @@ ExportError
 |-- ParityError        an artifact's vectors differ from the encoder's by more than it may
 |-- GraphError         the exported graph is not what was asked for
 |-- RepositoryError    a model repository cannot be read or a version cannot be published
+|-- EngineError        a TensorRT engine cannot be built here, or was built for another machine
 |-- PicturesError      pictures to fit or to measure on cannot be read
 `-- CertificateError   a certificate is missing, broken or of another format
 """
@@ -28,6 +29,10 @@ class GraphError(ExportError):
 
 class RepositoryError(ExportError):
     """A model repository cannot be read or a version cannot be published."""
+
+
+class EngineError(ExportError):
+    """A TensorRT engine cannot be built here, or was built for another machine."""
 
 
 class PicturesError(ExportError):

@@ -23,9 +23,20 @@ class FusedTrunk(nn.Module):
 
     (N, 3, H, W) float32 -> (N, D, h, w), (N, D, h+4, w+4), (N, D, h+6, w+6); h = w = 1 where
     H = W = S. Only the encoder's own S makes sense at 128 px, whose stem reflects borders.
+
+    Args:
+        encoder: The trained encoder.
+        normalization: Of its pixels.
+        compute: What all but the first layer computes in. The first stays float32: pixels reach
+            255 and its weights hold the pixels' statistics, too small for float16.
     """
 
-    def __init__(self, encoder: AmdimEncoder, normalization: Normalization) -> None:
+    def __init__(
+        self,
+        encoder: AmdimEncoder,
+        normalization: Normalization,
+        compute: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         taps: list[int] = []  # how many fused layers lie before the 7x7 and the 5x5 map
@@ -42,18 +53,24 @@ class FusedTrunk(nn.Module):
                     layers.append(FusedUnit(module, norm))
             taps.append(len(layers))
         self.layers = nn.ModuleList(layers)
+        self.compute = compute
         # the last four top-level layers give the maps of 7, 5, 3 and 1 (SPEC.md 1.3)
         self.tap7, self.tap5 = taps[-4], taps[-3]
         self.head5 = FusedHead(encoder.head5)
         self.head7 = FusedHead(encoder.head7)
+        for module in (*layers[1:], self.head5, self.head7):
+            module.to(compute)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the maps of f1, f5 and f7."""
+        """Returns the maps of f1, f5 and f7, float32."""
         x, maps = pixels, {}
         for count, layer in enumerate(self.layers, start=1):
             x = layer(x)
+            if count == 1:
+                x = x.to(self.compute)
             maps[count] = x
-        return x, self.head5(maps[self.tap5]), self.head7(maps[self.tap7])
+        f5, f7 = self.head5(maps[self.tap5]), self.head7(maps[self.tap7])
+        return x.float(), f5.float(), f7.float()
 
 
 class ServingGraph(nn.Module):
@@ -69,9 +86,11 @@ class ServingGraph(nn.Module):
         encoder: AmdimEncoder,
         normalization: Normalization,
         whitening: Whitening | None = None,
+        *,
+        compute: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.trunk = FusedTrunk(encoder, normalization)
+        self.trunk = FusedTrunk(encoder, normalization, compute)
         self.search = None if whitening is None else _affine(whitening)
         dim = None if self.search is None else self.search.out_features
         self.output_names = tuple(output_shapes(encoder.config.embed_dim, dim))

@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from amdim_export.names import CONFIG_FILE, IMAGES, output_shapes
-from amdim_export.repository import list_versions, publish_version
-from amdim_export.triton_config import (
+from amdim_export.model_config import (
     DynamicBatching,
-    EncoderFacts,
     EnsembleStep,
     InstanceGroup,
     ModelConfig,
     Tensor,
 )
+from amdim_export.names import CONFIG_FILE, IMAGES, output_shapes
+from amdim_export.repository import list_versions, publish_version
+from amdim_export.triton_config import EncoderFacts
 
 IMAGE = "image"
 PIXELS = "pixels"

@@ -15,10 +15,11 @@ from amdim_export.certificate import Certificate
 from amdim_export.certifying import certify
 from amdim_export.errors import ExportError
 from amdim_export.image_model import publish_image_models
+from amdim_export.model_config import ModelConfig
 from amdim_export.names import CERTIFICATE_FILE, EMBEDDING, GLOBAL, MODEL_FILE
 from amdim_export.pictures import HELD_OUT, TRAIN
 from amdim_export.repository import publish_version
-from amdim_export.triton_config import EncoderFacts, ModelConfig, encoder_config, windows_config
+from amdim_export.triton_config import EncoderFacts, encoder_config, windows_config
 from amdim_export.whitening import SearchRecipe, fit_recipe, load_recipe, save_recipe
 from amdim_export.windows import certify_windows, window_stride
 from amdim_training.checkpoint import Checkpoint, load_checkpoint

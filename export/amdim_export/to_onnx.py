@@ -21,6 +21,9 @@ from amdim_export.storage import store_as_float16
 OPSET = 20
 """The newest that Triton 24.10's ONNX Runtime and TensorRT 10's parser both read."""
 
+BF16_OPSET = 22
+"""The first whose convolutions take bfloat16; only TensorRT is given such a graph."""
+
 SERVED_OPS = frozenset(
     {"Add", "AveragePool", "Cast", "Concat", "Conv", "Flatten", "Gemm", "Mul", "Pad"}
     | {"ReduceMean", "Relu", "Reshape", "Transpose"}
@@ -35,6 +38,7 @@ def to_onnx(
     output_names: Sequence[str],
     dynamic: Mapping[int, str],
     halves: frozenset[str] = frozenset(),
+    opset: int = OPSET,
 ) -> bytes:
     """Exports a module of one input, `images`, and returns the file's bytes.
 
@@ -46,6 +50,7 @@ def to_onnx(
         output_names: Names of what the module returns, in order.
         dynamic: Axes of `images` that may vary, with their names.
         halves: Weights to store as float16; see `storage.round_weights`.
+        opset: The version of ONNX's operators.
 
     Raises:
         GraphError: The exporter left an operator or a shape that does not belong.
@@ -56,7 +61,7 @@ def to_onnx(
             graph,
             (example,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[IMAGES],
             output_names=list(output_names),
             dynamic_shapes={IMAGES: dims},
@@ -66,7 +71,7 @@ def to_onnx(
     if program is None:
         raise GraphError("the exporter gave no graph")
     model = store_as_float16(_without_traces(program.model_proto), halves)
-    _check(model, output_names)
+    _check(model, output_names, opset)
     return model.SerializeToString(deterministic=True)
 
 
@@ -88,12 +93,14 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _check(model: onnx.ModelProto, output_names: Sequence[str]) -> None:
+def _check(model: onnx.ModelProto, output_names: Sequence[str], opset: int) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"the exported graph is not valid ONNX: {error}") from error
+    if [(entry.domain, entry.version) for entry in model.opset_import] != [("", opset)]:
+        raise GraphError(f"the exported graph is not of opset {opset} alone")
     unknown = {node.op_type for node in model.graph.node} - SERVED_OPS
     if unknown:
         raise GraphError(f"unexpected operators in the exported graph: {sorted(unknown)}")

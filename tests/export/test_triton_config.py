@@ -1,17 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from amdim_export.model_config import EnsembleStep, ModelConfig, Tensor
 from amdim_export.pbtxt import Enum, to_pbtxt
-from amdim_export.triton_config import (
-    EncoderFacts,
-    EnsembleStep,
-    ModelConfig,
-    Tensor,
-    encoder_config,
-)
+from amdim_export.triton_config import EncoderFacts, encoder_config, tensorrt_config, windows_config
 
 FACTS = EncoderFacts(
     image_size=64,
@@ -77,6 +74,57 @@ def test_encoder_config_through_protobuf():
         },
     )
     assert _parse(config) == expected
+
+
+def _images(shape: tuple[int, ...]):
+    return pb.ModelWarmup.Input(data_type=pb.TYPE_UINT8, dims=shape, zero_data=True)
+
+
+def test_windows_config_warms_up_at_a_size_of_its_own():
+    facts = dataclasses.replace(FACTS, default_output="windows")
+    parsed = _parse(windows_config("amdim", facts, stride=8, max_batch_size=4, kind="KIND_GPU"))
+    assert (parsed.name, parsed.max_batch_size) == ("amdim_windows", 4)
+    assert list(parsed.input[0].dims) == [-1, -1, 3]
+    assert list(parsed.output[0].dims) == [-1, -1, 128]
+    assert parsed.HasField("dynamic_batching")
+    assert parsed.version_policy.latest.num_versions == 1
+    assert parsed.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
+    (warmup,) = parsed.model_warmup
+    assert dict(warmup.inputs) == {"images": _images((128, 128, 3))}
+    assert parsed.parameters["amdim.window_stride"].string_value == "8"
+
+
+def test_accelerated_by_tensorrt_one_engine_takes_every_batch():
+    config = encoder_config("amdim", FACTS, max_batch_size=32, kind="KIND_GPU", accelerate=True)
+    (accelerator,) = _parse(config).optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    said = dict(accelerator.parameters)
+    assert said["precision_mode"] == "FP32"
+    assert said["trt_profile_min_shapes"] == "images:1x64x64x3"
+    assert said["trt_profile_max_shapes"] == "images:32x64x64x3"
+    assert not _parse(encoder_config("amdim", FACTS, max_batch_size=32)).HasField("optimization")
+
+
+def test_an_engine_is_found_only_by_the_gpu_it_was_built_on():
+    facts = dataclasses.replace(FACTS, precision="fp16")
+    parsed = _parse(
+        tensorrt_config(
+            "amdim",
+            facts,
+            max_batch_size=64,
+            engines={"9.0": "model.sm90.plan"},
+            profiles=2,
+            tensorrt="10.5.0",
+        )
+    )
+    assert (parsed.name, parsed.backend) == ("amdim_tensorrt", "tensorrt")
+    assert dict(parsed.cc_model_filenames) == {"9.0": "model.sm90.plan"}
+    assert parsed.default_model_filename == ""
+    (group,) = parsed.instance_group
+    assert (group.kind, list(group.profile)) == (pb.ModelInstanceGroup.KIND_GPU, ["0", "1"])
+    assert [warmup.batch_size for warmup in parsed.model_warmup] == [1, 64]
+    assert parsed.parameters["amdim.tensorrt"].string_value == "10.5.0"
+    assert parsed.parameters["amdim.precision"].string_value == "fp16"
 
 
 def test_without_a_delay_batching_is_still_on():
