@@ -1,0 +1,45 @@
+// Cosines of unit vectors, and the order they give. Plain loops over typed arrays.
+
+/**
+ * The cosine of one vector with every row.
+ *
+ * @param {Float32Array} matrix - rows of `query.length`, unit length
+ * @param {Float32Array} query - unit length
+ * @param {number} rows
+ * @returns {Float32Array}
+ */
+export function cosines(matrix, query, rows) {
+  const dim = query.length;
+  const found = new Float32Array(rows);
+  for (let row = 0, at = 0; row < rows; row++) {
+    let sum = 0;
+    for (let i = 0; i < dim; i++) sum += matrix[at++] * query[i];
+    found[row] = sum;
+  }
+  return found;
+}
+
+/** Row numbers, highest score first; equal ones in their order. */
+export function ranked(scores) {
+  return Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a] || a - b);
+}
+
+/**
+ * The best window of a grid for a query.
+ *
+ * @param {Float32Array} query - (E) unit length
+ * @param {Uint16Array} windows - (h * w * E) bits of float16
+ * @param {Float32Array} halves - value by bits
+ * @returns {{score: number, index: number}}
+ */
+export function bestWindow(query, windows, halves) {
+  const dim = query.length;
+  let score = -Infinity;
+  let index = 0;
+  for (let at = 0, window = 0; at < windows.length; window++) {
+    let sum = 0;
+    for (let i = 0; i < dim; i++) sum += halves[windows[at++]] * query[i];
+    if (sum > score) [score, index] = [sum, window];
+  }
+  return { score, index };
+}

@@ -1,0 +1,58 @@
+// Gives every picture of the collection its thumbnail, two at a time, and keeps the addresses under
+// which the page shows them.
+
+export class Thumbnails {
+  #waiting = [];
+  #addresses = new Map();
+  #files = new Map();
+
+  constructor(collection, workers = 2) {
+    this.collection = collection;
+    for (let n = 0; n < workers; n++) this.#start();
+    collection.addEventListener("added", ({ detail }) => this.#want(detail));
+    collection.addEventListener("removed", ({ detail }) => this.#forget(detail.id));
+    collection.addEventListener("cleared", () => {
+      this.#waiting.length = 0;
+      for (const id of [...this.#addresses.keys()]) this.#forget(id);
+    });
+  }
+
+  /** The address of a picture's thumbnail, or null where there is none (yet). */
+  address(picture) {
+    if (!picture.thumbnail) return null;
+    if (!this.#addresses.has(picture.id)) {
+      this.#addresses.set(picture.id, URL.createObjectURL(picture.thumbnail));
+    }
+    return this.#addresses.get(picture.id);
+  }
+
+  #forget(id) {
+    if (this.#addresses.has(id)) URL.revokeObjectURL(this.#addresses.get(id));
+    this.#addresses.delete(id);
+  }
+
+  #want(picture) {
+    if (picture.file || picture.thumbnail) this.#waiting.push(picture);
+    for (const worker of this.#files.keys()) if (!this.#files.get(worker)) this.#feed(worker);
+  }
+
+  #start() {
+    const worker = new Worker("/web/thumbnail_worker.js", { type: "module" });
+    this.#files.set(worker, null);
+    worker.addEventListener("message", ({ data }) => {
+      const picture = this.#files.get(worker);
+      this.#files.set(worker, null);
+      // A loaded collection brings its thumbnails, and knows the size of the original.
+      const { thumbnail, width, height } = picture.thumbnail ? picture : data;
+      this.collection.setThumbnail(picture, { thumbnail, icon: data.icon, width, height });
+      this.#feed(worker);
+    });
+  }
+
+  #feed(worker) {
+    const picture = this.#waiting.shift();
+    if (!picture) return;
+    this.#files.set(worker, picture);
+    worker.postMessage({ id: picture.id, file: picture.thumbnail ?? picture.file });
+  }
+}
