@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amdim_clients.images import DecodedImage, ImageLimits, Preprocess
-from amdim_serving.cli import log_to_stderr
 from amdim_serving.engines import Engine
 from amdim_serving.gateway import Gateway
+from amdim_serving.logs import log_to_stderr
 from amdim_serving.opening import open_model
 from amdim_serving.server import serve
 from amdim_serving.service import EmbedService

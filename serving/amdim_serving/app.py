@@ -5,7 +5,7 @@ Knows no engine and no process: `server.py` runs it, tests call it in process.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -15,25 +15,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from amdim_serving.answers import error_answer, from_framework
-from amdim_serving.edge import Edge
+from amdim_serving.deployment import Deployment
+from amdim_serving.edge import DirectRoute, Edge
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
 from amdim_serving.heads import HEAD
-from amdim_serving.routes import embed, kserve, match, openai, page, status
+from amdim_serving.routes import embed, kserve, match, openai, page, reload, status
 
 ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def create_app(gateway: Gateway) -> Edge:
+def create_app(deployment: Deployment) -> Edge:
     """Returns the application; its lifespan starts the service and drains it at the end.
 
     Args:
-        gateway: The service and what the routes share; `build_gateway` makes one of settings.
+        deployment: Holds the gateway that each new request is given to.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with gateway.lifespan():
+        async with deployment.lifespan():
             yield
 
     app = FastAPI(
@@ -49,19 +50,24 @@ def create_app(gateway: Gateway) -> Edge:
             Exception: _answer_error,
         },
     )
-    app.state.gateway = gateway
+    app.state.deployment = deployment
     app.include_router(embed.router)
     app.include_router(match.router)
     app.include_router(openai.router)
     app.include_router(kserve.router)
+    app.include_router(reload.router)
     app.include_router(status.router)
     app.include_router(page.router)
-    direct = {
+    return Edge(app, deployment, _direct_routes)
+
+
+def _direct_routes(gateway: Gateway) -> Mapping[str, DirectRoute]:
+    """Returns what the edge calls past the framework, by path."""
+    return {
         "/embed": embed.answer_embed,
         "/v1/embeddings": openai.answer_embeddings,
         **kserve.infer_routes(gateway),
     }
-    return Edge(app, gateway, direct)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
-
-def log_to_stderr() -> None:
-    """Sends the server's log lines to stderr."""
-    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start lines say less than ours
 
 
 def serve(
@@ -43,6 +34,16 @@ def serve(
     api_keys_file: Annotated[
         Path | None, typer.Option(help="File of API keys, one a line; none: no key needed.")
     ] = None,
+    admin_keys_file: Annotated[
+        Path | None, typer.Option(help="File of keys that may load a new model version.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="A port for /metrics alone, without a key.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json. [text]")] = None,
+    access_log: Annotated[
+        bool | None, typer.Option("--access-log", help="Log a line per request.")
+    ] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
     max_images: Annotated[int | None, typer.Option(help="Most images in a request.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels in an image.")] = None,
@@ -53,9 +54,8 @@ def serve(
 ) -> None:
     """Serve an encoder over HTTP. Every option is also an AMDIM_ environment variable."""
     started = time.monotonic()
-    log_to_stderr()
     # Heavy imports: only the command that serves pays for them.
-    from amdim_serving.server import serve as run
+    from amdim_serving.logs import log_to_stderr
     from amdim_serving.settings import load_settings
 
     settings = load_settings(
@@ -71,6 +71,10 @@ def serve(
         decode_threads=decode_threads,
         drain_delay=drain_delay,
         api_keys_file=api_keys_file,
+        admin_keys_file=admin_keys_file,
+        metrics_port=metrics_port,
+        log_format=log_format,
+        access_log=access_log,
         max_body_bytes=max_body_bytes,
         max_images=max_images,
         max_pixels=max_pixels,
@@ -79,4 +83,7 @@ def serve(
         queue_images=queue_images,
         deadline_seconds=deadline_seconds,
     )
+    log_to_stderr(settings.log_format)
+    from amdim_serving.server import serve as run
+
     run(settings, started=started)

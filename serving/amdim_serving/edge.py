@@ -5,10 +5,7 @@ Plain ASGI, one pass over the headers. Knows no route's meaning.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -19,13 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from amdim_serving.answers import error_answer
 from amdim_serving.bodies import ClientGoneError
+from amdim_serving.deployment import Deployment
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway
-from amdim_serving.heads import HEAD, ROUTE, Head
+from amdim_serving.heads import HEAD, ROUTE, Head, RequestIds
+from amdim_serving.logs import log_request
 
 _log = logging.getLogger(__name__)
 
-_PLAIN_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,64}")
 # The page is static and asks for the key itself.
 _OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/"})
 _PAGE_FILES = "/web/"
@@ -40,18 +38,24 @@ class Edge:
 
     Args:
         app: Everything inside.
-        gateway: Whose keys are asked for and whose metrics are kept.
-        direct: POST routes by path that are called without the framework, which costs more than
-            they do; the framework knows them too, and describes them.
+        deployment: Holds the gateway that a request is given to, and belongs to until it ends.
+        direct: Returns a gateway's POST routes by path that are called without the framework,
+            which costs more than they do; the framework knows them too, and describes them.
     """
 
-    def __init__(self, app: ASGIApp, gateway: Gateway, direct: Mapping[str, DirectRoute]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        deployment: Deployment,
+        direct: Callable[[Gateway], Mapping[str, DirectRoute]],
+    ) -> None:
         self._app = app
-        self._gateway = gateway
-        self._direct = direct
-        self._run = secrets.token_hex(4)
-        self._count = itertools.count(1)
-        self._metrics = gateway.service.metrics
+        self._deployment = deployment
+        self._direct_of = direct
+        self._gateway = deployment.current
+        self._direct = direct(self._gateway)
+        self._ids = RequestIds()
+        self._logs_requests = deployment.current.settings.access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; every way out of it is counted."""
@@ -59,6 +63,11 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        gateway = self._deployment.current
+        if gateway is not self._gateway:
+            self._gateway, self._direct = gateway, self._direct_of(gateway)
+        gateway.requests += 1
+        scope.setdefault("state", {})["gateway"] = gateway
         status = 0
         is_complete = False
 
@@ -76,19 +85,21 @@ class Edge:
 
         head = Head("")
         try:
-            self._read_head(scope, head)
+            self._read_head(gateway, scope, head)
             direct = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
             if direct is None:
                 await self._app(scope, receive, send_with_id)
             else:
                 scope[ROUTE] = scope["path"]
-                answer = await direct(self._gateway, scope, receive)
+                answer = await direct(gateway, scope, receive)
                 await answer(scope, receive, send_with_id)
         except ClientGoneError:
             status = _CLIENT_GONE
         except Exception as raised:
             if not isinstance(raised, RequestError):
-                _log.exception("request %s failed", head.request_id)
+                _log.exception(
+                    "request %s failed", head.request_id, extra={"request_id": head.request_id}
+                )
             if is_complete:
                 return  # the framework has answered, and handed the exception on
             if status:
@@ -97,15 +108,26 @@ class Edge:
             answer = error_answer(error, path=scope["path"], request_id=head.request_id)
             await answer(scope, receive, send_with_id)
         finally:
-            self._gateway.bodies.release(head)
+            route, code = _route(scope), status or _CLIENT_GONE
             spent_s = time.perf_counter() - started
-            self._metrics.request(_route(scope), status or _CLIENT_GONE, spent_s)
+            gateway.metrics.request(route, code, spent_s)
+            if self._logs_requests:
+                log_request(
+                    head.request_id,
+                    protocol="http",
+                    route=route,
+                    code=code,
+                    seconds=spent_s,
+                    body_bytes=head.held_bytes,
+                )
+            gateway.bodies.release(head)
+            gateway.requests -= 1
 
     def lifespan(self) -> AbstractAsyncContextManager[None]:
-        """The gateway's start and end, for who calls this without a server."""
-        return self._gateway.lifespan()
+        """The deployment's start and end, for who calls this without a server."""
+        return self._deployment.lifespan()
 
-    def _read_head(self, scope: Scope, head: Head) -> None:
+    def _read_head(self, gateway: Gateway, scope: Scope, head: Head) -> None:
         """Reads the headers that matter, in one pass.
 
         Raises:
@@ -128,20 +150,20 @@ class Edge:
                 key = value[7:].strip()
             elif name == b"content-encoding":
                 encoded = value.lower() != b"identity"
-        if request_id is not None and _PLAIN_ID.fullmatch(request_id):
-            head.request_id = request_id.decode()
-        else:
-            head.request_id = f"{self._run}-{next(self._count):x}"
+        head.request_id = self._ids.of(request_id)
+        head.key = key
         scope[HEAD] = head
-        if not self._is_open(scope["path"]) and not self._gateway.is_authorized(key):
+        if not _is_open(gateway, scope["path"]) and not gateway.is_authorized(key):
             raise RequestError("unauthorized")
         if encoded:
             raise RequestError("unsupported_media_type", "A Content-Encoding is not accepted.")
 
-    def _is_open(self, path: str) -> bool:
-        if path in _OPEN_PATHS or path.startswith(_PAGE_FILES):
-            return True
-        return path == "/metrics" and self._gateway.settings.public_metrics
+
+def _is_open(gateway: Gateway, path: str) -> bool:
+    """Whether a path is answered without a key."""
+    if path in _OPEN_PATHS or path.startswith(_PAGE_FILES):
+        return True
+    return path == "/metrics" and gateway.settings.public_metrics
 
 
 def _route(scope: Scope) -> str:

@@ -66,6 +66,9 @@ ERRORS: dict[str, ErrorKind] = {
         406, "UNIMPLEMENTED", "None of the accepted answer types can be produced."
     ),
     "body_timeout": ErrorKind(408, "DEADLINE_EXCEEDED", "The request arrived too slowly."),
+    "reload_failed": ErrorKind(
+        409, "FAILED_PRECONDITION", "The new version cannot be loaded; the old one goes on serving."
+    ),
     "body_too_large": ErrorKind(413, _INVALID, "The request body is over the size limit."),
     "too_many_images": ErrorKind(413, _INVALID, "The request holds too many images."),
     "too_many_pixels": ErrorKind(413, _INVALID, "The image has more pixels than allowed."),

@@ -1,6 +1,6 @@
 """What the routes share: the service, the settings and the server's state.
 
-Knows no framework; `app.py` puts one of these on the application.
+Knows no framework. Lives as long as a loaded version: `deployment.py` replaces it whole.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from typing import Any
 
 from amdim_clients.contract import Certificate
@@ -29,7 +29,7 @@ _CANARY_TIMEOUT_S = 10.0
 
 @dataclass(slots=True)
 class Gateway:
-    """One server's parts and state."""
+    """One loaded version's parts and state."""
 
     settings: Settings
     service: EmbedService
@@ -37,7 +37,13 @@ class Gateway:
     config: ModelConfig
     """Triton's message of the model's config."""
     keys: tuple[bytes, ...] = ()
+    admin_keys: tuple[bytes, ...] = ()
+    """They open everything, and only they what changes the server."""
+    canary_cosine: float = 1.0
+    """The worst one at load."""
     draining: bool = False
+    requests: int = 0
+    """Requests that began here and have not ended."""
     digests: dict[str, str] = field(init=False)
     """The model's name, version and digests, as every answer says them."""
     files_config: ModelConfig = field(init=False)
@@ -70,23 +76,37 @@ class Gateway:
             "X-Amdim-Artifact-Digest": self.digests["artifact_digest"],
         }
 
-    @asynccontextmanager
-    async def lifespan(self) -> AsyncIterator[None]:
-        """Starts the service, and drains it at the end."""
-        await self.service.start()
-        try:
-            yield
-        finally:
-            await self.service.close(self.settings.drain_timeout)
+    @property
+    def metrics(self) -> Metrics:
+        """The server's metrics; a successor reports to the same ones."""
+        return self.service.metrics
+
+    @property
+    def version(self) -> str:
+        """Of the model that serves."""
+        return self.service.spec.version
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Two gateways of one identity would answer alike."""
+        return (*self.digests.values(), self.service.engine.info)
+
+    def announce(self) -> None:
+        """States in the metrics that this is what serves."""
+        self.metrics.describe(self.service.engine, package_version())
+        self.metrics.canary_cosine.set(self.canary_cosine)
+
+    async def close(self) -> None:
+        """Finishes accepted work, then frees threads and engine."""
+        await self.service.close(self.settings.drain_timeout)
 
     def is_authorized(self, key: bytes | None) -> bool:
-        """Whether a key opens the server; every key is compared, in constant time."""
-        if not self.keys:
-            return True
-        if key is None:
-            return False
-        matches = [hmac.compare_digest(key, known) for known in self.keys]
-        return any(matches)
+        """Whether a key opens the server."""
+        return not self.keys or _is_among(key, self.keys + self.admin_keys)
+
+    def is_admin(self, key: bytes | None) -> bool:
+        """Whether a key may change what is served; without admin keys none may."""
+        return _is_among(key, self.admin_keys)
 
     async def why_unready(self) -> str | None:
         """Returns why the server should get no work, or None when it is ready.
@@ -137,15 +157,17 @@ class Gateway:
         return {"default": spec.name, "models": {spec.name: model}, "limits": limits}
 
 
-def build_gateway(settings: Settings) -> Gateway:
+def build_gateway(settings: Settings, metrics: Metrics | None = None) -> Gateway:
     """Opens the model that the settings name and puts a service around it.
 
     Args:
         settings: Say which model, which engine and which limits.
+        metrics: Reported to; new ones when not given.
 
     Raises:
         StartError: The model cannot be served; the text says why.
     """
+    keys, admin_keys = settings.keys(), settings.keys_of_admins()
     opened = open_model(
         settings.repository(),
         settings.model,
@@ -153,22 +175,46 @@ def build_gateway(settings: Settings) -> Gateway:
         engine_name=settings.engine,
         provider=settings.provider,
         threads=settings.threads,
+        beside=True,
     )
-    metrics = Metrics()
-    metrics.describe(opened.engine, package_version())
-    metrics.canary_cosine.set(opened.canary_cosine)
     service = EmbedService(
         opened.engine,
+        beside=opened.beside,
         limits=settings.limits,
         decode_threads=settings.decode_threads,
-        metrics=metrics,
+        metrics=metrics or Metrics(),
     )
-    return Gateway(settings, service, opened.certificate, opened.config, settings.keys())
+    return Gateway(
+        settings,
+        service,
+        opened.certificate,
+        opened.config,
+        keys,
+        admin_keys,
+        canary_cosine=opened.canary_cosine,
+    )
+
+
+def reopen_gateway(old: Gateway) -> Gateway:
+    """Opens what the settings of a gateway name by now.
+
+    Raises:
+        StartError: It cannot be served; the text says why.
+    """
+    return build_gateway(old.settings, old.metrics)
 
 
 def package_version() -> str:
     """Returns the installed version of the distribution; `0` in a bare checkout."""
     try:
-        return version("amdim-embed")
+        return installed_version("amdim-embed")
     except PackageNotFoundError:
         return "0"
+
+
+def _is_among(key: bytes | None, known: tuple[bytes, ...]) -> bool:
+    """Compares with every key, in constant time."""
+    if key is None:
+        return False
+    matches = [hmac.compare_digest(key, one) for one in known]
+    return any(matches)

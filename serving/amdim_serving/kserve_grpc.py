@@ -1,7 +1,7 @@
 """KServe v2 over gRPC: the port that Triton's own clients talk to.
 
 Translates; the tensors' meaning is in `kserve.py`, the work in `EmbedService`. What is not
-listed in `_METHODS` (shared memory, streaming, loading) is UNIMPLEMENTED.
+listed in `_METHODS` (shared memory, streaming, unloading) is UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
+from amdim_serving.deployment import Deployment
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
+from amdim_serving.heads import RequestIds
 from amdim_serving.kserve import (
     GRPC_EXTENSIONS,
     PLATFORM,
@@ -29,20 +31,22 @@ from amdim_serving.kserve import (
     requested_outputs,
     served_models,
 )
+from amdim_serving.logs import log_request
 from amdim_serving.stats import Duration
 
 _log = logging.getLogger(__name__)
 
 _SERVICE = "inference.GRPCInferenceService"
+_LOAD = "RepositoryModelLoad"
 _OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})
 
 Message = Any  # tritonclient publishes no types
-Method = Callable[[Message], Awaitable[Message]]
+Method = Callable[[Gateway, Message], Awaitable[Message]]
 
 
-def create_grpc_server(gateway: Gateway) -> grpc.aio.Server:
+def create_grpc_server(deployment: Deployment) -> grpc.aio.Server:
     """Returns a server without a port yet; its messages are bounded as HTTP bodies are."""
-    servicer = _Servicer(gateway)
+    servicer = _Servicer(deployment)
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
             servicer.guarded(name),
@@ -53,7 +57,7 @@ def create_grpc_server(gateway: Gateway) -> grpc.aio.Server:
     }
     server = grpc.aio.server(
         options=[
-            ("grpc.max_receive_message_length", gateway.settings.max_body_bytes),
+            ("grpc.max_receive_message_length", deployment.current.settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a taken port must be told, not shared
         ]
@@ -65,9 +69,9 @@ def create_grpc_server(gateway: Gateway) -> grpc.aio.Server:
 class _Servicer:
     """One method for each of `_METHODS`; each takes its request and returns its answer."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._service = gateway.service
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._ids = RequestIds()
 
     def guarded(self, name: str) -> Callable[[Message, Any], Awaitable[Message]]:
         """Returns a method with API keys, the error table and metrics around it."""
@@ -79,44 +83,61 @@ class _Servicer:
     ) -> Message:
         started = time.perf_counter()
         status = 499  # the client left
+        gateway = self._deployment.current
+        gateway.requests += 1
+        metadata = _metadata(context)
+        request_id = self._ids.of(metadata.get("x-request-id"))
         try:
-            if name not in _OPEN_METHODS and not self._gateway.is_authorized(_key(context)):
+            context.set_trailing_metadata((("x-request-id", request_id),))
+            if name not in _OPEN_METHODS and not gateway.is_authorized(_key(metadata)):
                 raise RequestError("unauthorized")
-            answer = await method(request)
+            if name == _LOAD:
+                await self._deployment.load(request.model_name, _key(metadata))
+            answer = await method(gateway, request)
             status = 200
             return answer
         except Exception as raised:
             if not isinstance(raised, RequestError):
-                _log.exception("gRPC %s failed", name)
+                _log.exception(
+                    "request %s failed (gRPC %s)",
+                    request_id,
+                    name,
+                    extra={"request_id": request_id},
+                )
             error = raised if isinstance(raised, RequestError) else RequestError("internal")
             status = error.kind.status
             await context.abort(grpc.StatusCode[error.kind.grpc], error.message)
         finally:
+            gateway.requests -= 1
             spent_s = time.perf_counter() - started
-            self._service.metrics.request(f"grpc:{name}", status, spent_s)
+            gateway.metrics.request(f"grpc:{name}", status, spent_s)
+            if gateway.settings.access_log:
+                log_request(
+                    request_id,
+                    protocol="grpc",
+                    route=name,
+                    code=status,
+                    seconds=spent_s,
+                    body_bytes=request.ByteSize(),
+                )
 
-    def _model(self, request: Message) -> KServeModel:
-        if isinstance(request, pb.ModelInferRequest):
-            return find_model(self._gateway, request.model_name, request.model_version)
-        return find_model(self._gateway, request.name, request.version)
-
-    async def server_live(self, _: Message) -> Message:
+    async def server_live(self, _: Gateway, __: Message) -> Message:
         return pb.ServerLiveResponse(live=True)
 
-    async def server_ready(self, _: Message) -> Message:
-        return pb.ServerReadyResponse(ready=await self._gateway.why_unready() is None)
+    async def server_ready(self, gateway: Gateway, _: Message) -> Message:
+        return pb.ServerReadyResponse(ready=await gateway.why_unready() is None)
 
-    async def model_ready(self, request: Message) -> Message:
-        self._model(request)
-        return pb.ModelReadyResponse(ready=await self._gateway.why_unready() is None)
+    async def model_ready(self, gateway: Gateway, request: Message) -> Message:
+        _model(gateway, request)
+        return pb.ModelReadyResponse(ready=await gateway.why_unready() is None)
 
-    async def server_metadata(self, _: Message) -> Message:
+    async def server_metadata(self, _: Gateway, __: Message) -> Message:
         return pb.ServerMetadataResponse(
             name=SERVER_NAME, version=package_version(), extensions=GRPC_EXTENSIONS
         )
 
-    async def model_metadata(self, request: Message) -> Message:
-        model = self._model(request)
+    async def model_metadata(self, gateway: Gateway, request: Message) -> Message:
+        model = _model(gateway, request)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         image = model.input
         return pb.ModelMetadataResponse(
@@ -130,24 +151,27 @@ class _Servicer:
             ],
         )
 
-    async def model_config(self, request: Message) -> Message:
-        return pb.ModelConfigResponse(config=self._model(request).config)
+    async def model_config(self, gateway: Gateway, request: Message) -> Message:
+        return pb.ModelConfigResponse(config=_model(gateway, request).config)
 
-    async def model_statistics(self, request: Message) -> Message:
-        found = [self._model(request)] if request.name else served_models(self._gateway)
+    async def model_statistics(self, gateway: Gateway, request: Message) -> Message:
+        found = [_model(gateway, request)] if request.name else served_models(gateway)
         return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in found])
 
-    async def repository_index(self, _: Message) -> Message:
+    async def repository_index(self, gateway: Gateway, _: Message) -> Message:
         entry = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
                 entry(name=model.name, version=model.spec.version, state="READY")
-                for model in served_models(self._gateway)
+                for model in served_models(gateway)
             ]
         )
 
-    async def model_infer(self, request: Message) -> Message:
-        model = self._model(request)
+    async def model_load(self, _: Gateway, __: Message) -> Message:
+        return pb.RepositoryModelLoadResponse()  # its key was asked for and it is loaded by now
+
+    async def model_infer(self, gateway: Gateway, request: Message) -> Message:
+        model = _model(gateway, request)
         outputs = requested_outputs(model.spec, [output.name for output in request.outputs])
         arrays = await model.encode(_read_input(model, request), outputs)
         tensor = pb.ModelInferResponse.InferOutputTensor
@@ -175,7 +199,19 @@ _METHODS = {
     "ModelStatistics": "model_statistics",
     "RepositoryIndex": "repository_index",
     "ModelInfer": "model_infer",
+    _LOAD: "model_load",
 }
+
+
+def _model(gateway: Gateway, request: Message) -> KServeModel:
+    """Returns the model that a request names.
+
+    Raises:
+        RequestError: unknown_model.
+    """
+    if isinstance(request, pb.ModelInferRequest):
+        return find_model(gateway, request.model_name, request.model_version)
+    return find_model(gateway, request.name, request.version)
 
 
 def _read_input(model: KServeModel, request: Message) -> Any:
@@ -198,15 +234,19 @@ def _read_input(model: KServeModel, request: Message) -> Any:
     return read_values(model, list(values), shape)
 
 
-def _key(context: grpc.aio.ServicerContext) -> bytes | None:
-    """Returns the API key of the call's metadata."""
-    for name, value in context.invocation_metadata() or ():
-        data = value.encode() if isinstance(value, str) else value
-        if name == "x-api-key":
-            return data
-        if name == "authorization" and data[:7].lower() == b"bearer ":
-            return data[7:].strip()
-    return None
+def _metadata(context: grpc.aio.ServicerContext) -> dict[str, bytes]:
+    return {
+        name: value.encode() if isinstance(value, str) else value
+        for name, value in context.invocation_metadata() or ()
+    }
+
+
+def _key(metadata: Mapping[str, bytes]) -> bytes | None:
+    """Returns the API key of a call's metadata."""
+    bearer = metadata.get("authorization", b"")
+    if bearer[:7].lower() == b"bearer ":
+        return bearer[7:].strip()
+    return metadata.get("x-api-key")
 
 
 def _duration(duration: Duration) -> Message:

@@ -65,6 +65,17 @@ class Metrics:
             ["version", "model", "model_version", "engine", "provider", "precision"],
             registry=self.registry,
         )
+        self.reloads = Counter(
+            "amdim_reloads", "Reloads by what came of them.", ["outcome"], registry=self.registry
+        )
+        self._watched: dict[object, tuple[Callable[[], float], Callable[[], int], int]] = {}
+        self._seen: tuple[float, float] = (time.monotonic(), 0.0)
+        self._busy_ratio.set_function(self._read_busy_ratio)
+        self.queue_images.set_function(
+            lambda: sum(queued() for _, queued, _ in self._watched.values())
+        )
+        for outcome in ("replaced", "unchanged", "failed"):
+            self.reloads.labels(outcome)
         self._bound: dict[tuple[str, int], Counter] = {}
         self._outcomes: dict[str, Counter] = {}
 
@@ -91,21 +102,37 @@ class Metrics:
         """Records a batch."""
         self._batch_size.observe(images)
 
-    def watch(self, busy_s: Callable[[], float], queued: Callable[[], int], instances: int) -> None:
-        """Reads the busy ratio and the queue from the batcher whenever they are scraped."""
-        seen = [time.monotonic(), busy_s()]
+    def watch(
+        self, busy_s: Callable[[], float], queued: Callable[[], int], instances: int
+    ) -> Callable[[], None]:
+        """Reads the busy ratio and the queue from a batcher whenever they are scraped.
 
-        def ratio() -> float:
-            now, busy = time.monotonic(), busy_s()
-            share = (busy - seen[1]) / max(1e-9, (now - seen[0]) * instances)
-            seen[:] = [now, busy]
-            return min(1.0, share)
+        Returns:
+            Ends that, when the batcher is closed.
+        """
+        watched = object()
+        self._watched[watched] = busy_s, queued, instances
 
-        self._busy_ratio.set_function(ratio)
-        self.queue_images.set_function(queued)
+        def end() -> None:
+            self._watched.pop(watched, None)
+            self._seen = time.monotonic(), self._busy_s()
+
+        self._seen = time.monotonic(), self._busy_s()
+        return end
+
+    def _busy_s(self) -> float:
+        return sum(busy_s() for busy_s, _, _ in self._watched.values())
+
+    def _read_busy_ratio(self) -> float:
+        now, busy = time.monotonic(), self._busy_s()
+        instances = sum(count for _, _, count in self._watched.values())
+        share = (busy - self._seen[1]) / max(1e-9, (now - self._seen[0]) * instances)
+        self._seen = now, busy
+        return min(1.0, share)
 
     def describe(self, engine: Engine, version: str) -> None:
-        """States what serves."""
+        """States what serves, and nothing else any more."""
+        self._build_info.clear()
         spec, info = engine.spec, engine.info
         self._build_info.labels(
             version, spec.name, spec.version, info.engine, info.provider, info.precision

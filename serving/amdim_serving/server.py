@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import uvicorn
+from starlette.types import ASGIApp
 
 from amdim_serving.app import create_app
-from amdim_serving.errors import StartError
-from amdim_serving.gateway import Gateway, build_gateway
+from amdim_serving.deployment import Deployment, Reopen
+from amdim_serving.errors import RequestError, StartError
+from amdim_serving.gateway import Gateway, build_gateway, reopen_gateway
 from amdim_serving.kserve_grpc import create_grpc_server
+from amdim_serving.metrics_port import MetricsPort
 from amdim_serving.protocol import protocol_with
 from amdim_serving.settings import Settings
 
@@ -34,22 +37,34 @@ def serve(
     *,
     started: float | None = None,
     open_gateway: Callable[[Settings], Gateway] = build_gateway,
+    reopen: Reopen = reopen_gateway,
 ) -> None:
     """Serves until a signal comes; returns once every accepted request has its answer.
+
+    SIGTERM and SIGINT drain, SIGHUP loads the model version published last.
 
     Args:
         settings: Everything.
         started: `time.monotonic()` of the command's start, for the line that says ready.
         open_gateway: Called once the port is ours; loads what is served.
+        reopen: Loads its successor, when that is asked for.
 
     Raises:
         StartError: The port or the model cannot be had; the text says why.
     """
     started = time.monotonic() if started is None else started
-    with _bound(settings.host, settings.port) as listener:
-        gateway = open_gateway(settings)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_bound(settings.host, settings.port))]
+        if settings.metrics_port is not None:
+            host = settings.metrics_host or settings.host
+            listeners.append(stack.enter_context(_bound(host, settings.metrics_port)))
+        deployment = Deployment(open_gateway(settings), reopen)
+        app: ASGIApp = create_app(deployment)
+        if settings.metrics_port is not None:
+            port = listeners[1].getsockname()[1]
+            app = MetricsPort(app, port, deployment.current.metrics.render)
         config = uvicorn.Config(
-            create_app(gateway),
+            app,
             http=protocol_with(settings.limits),
             ws="none",
             lifespan="on",
@@ -59,20 +74,22 @@ def serve(
             proxy_headers=False,
             timeout_graceful_shutdown=int(settings.drain_timeout) + 1,
         )
-        server = _DrainingServer(config, gateway, started)
-        server.run(sockets=[listener])
+        server = _DrainingServer(config, deployment, started)
+        server.run(sockets=listeners)
     _log.info("drained; bye")
 
 
 class _DrainingServer(uvicorn.Server):
     """uvicorn's server with signals that drain first."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, started: float) -> None:
+    def __init__(self, config: uvicorn.Config, deployment: Deployment, started: float) -> None:
         super().__init__(config)
-        self._gateway = gateway
+        self._deployment = deployment
+        self._settings = deployment.current.settings
         self._began = started
         self._grpc: grpc.aio.Server | None = None
         self._drain_task: asyncio.Task[None] | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts listening and says so, with what serves and how long it took."""
@@ -80,8 +97,11 @@ class _DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if self._grpc is not None:
             await self._grpc.start()
-        spec, info = self._gateway.service.spec, self._gateway.service.engine.info
+        service = self._deployment.current.service
+        spec, info = service.spec, service.engine.info
         address = sockets[0].getsockname() if sockets else ("", 0)
+        for other in (sockets or [])[1:]:
+            _log.info("metrics on http://%s:%d/metrics", *other.getsockname()[:2])
         _log.info(
             "ready on http://%s:%d (gRPC %s) in %.2f s: %s version %s, %s %s on %s, %d threads",
             address[0],
@@ -98,7 +118,7 @@ class _DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drains HTTP and gRPC together."""
-        grace_s = self._gateway.settings.drain_timeout
+        grace_s = self._settings.drain_timeout
         stops = [] if self._grpc is None else [self._grpc.stop(grace_s)]
         await asyncio.gather(super().shutdown(sockets), *stops)
 
@@ -108,10 +128,10 @@ class _DrainingServer(uvicorn.Server):
         Raises:
             StartError: The port was named and is taken.
         """
-        settings = self._gateway.settings
+        settings = self._settings
         wanted = settings.grpc_port
         port = wanted if wanted is not None else (settings.port and settings.port + 1)
-        server = create_grpc_server(self._gateway)
+        server = create_grpc_server(self._deployment)
         try:
             bound: int = server.add_insecure_port(f"{settings.host}:{port}")
         except RuntimeError as error:
@@ -124,14 +144,18 @@ class _DrainingServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Takes SIGTERM and SIGINT: the first drains, a second one while draining ends it."""
+        """Takes SIGTERM and SIGINT: the first drains, a second one while draining ends it.
+
+        SIGHUP reloads.
+        """
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            for number in _SIGNALS:
+            for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
@@ -140,11 +164,20 @@ class _DrainingServer(uvicorn.Server):
             return
         self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 
+    def _on_hangup(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        with contextlib.suppress(RequestError):  # the deployment has logged why
+            await self._deployment.reload()
+
     async def _drain(self) -> None:
         """Says that it is not ready, waits for that to be heard, then stops listening."""
-        self._gateway.draining = True
+        self._deployment.drain()
         _log.info("draining")
-        await asyncio.sleep(self._gateway.settings.drain_delay)
+        await asyncio.sleep(self._settings.drain_delay)
         self.should_exit = True
 
 

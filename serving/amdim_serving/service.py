@@ -40,6 +40,9 @@ class EmbedService:
 
     Args:
         engine: Loaded and checked against its canaries; closed by `close`.
+        beside: The same with one thread a call, for the cores that decode too. With it, decodes
+            and batches take turns on as many threads as there are cores, and `engine` gets what
+            comes alone. Closed by `close`.
         limits: Enforced here: images, pixels, sides, decode seconds, queue, deadline.
         decode_threads: 0: as many as cores.
         metrics: Told what happens.
@@ -50,12 +53,14 @@ class EmbedService:
         self,
         engine: Engine,
         *,
+        beside: Engine | None = None,
         limits: Limits | None = None,
         decode_threads: int = 0,
         metrics: Metrics | None = None,
         decode: Decode = decode_image,
     ) -> None:
         self.engine = engine
+        self._beside = beside
         self.spec = engine.spec
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
@@ -71,33 +76,46 @@ class EmbedService:
             limits=ImageLimits(max_pixels=self.limits.max_pixels, min_side=self.limits.min_side),
             metrics=self.metrics,
         )
-        self._engines = ThreadPool(threads=self.spec.instance_count, name="engine")
+        instances = engine.info.calls if beside is None else beside.info.calls
+        self._engines = self._decoders
+        if beside is None:
+            self._engines = ThreadPool(threads=instances, name="engine")
+        self._unwatch: Callable[[], None] = lambda: None  # until it has started
         self.batcher: Batcher[VectorBatch] = Batcher(
             self._run,
             max_batch_size=self.spec.max_batch_size,
             queue_images=self.limits.queue_images,
             max_queue_delay_s=self.spec.max_queue_delay_us / 1e6,
-            instances=self.spec.instance_count,
+            instances=instances,
+            free=None if beside is None else self._free_cores,
             on_batch=self._count_batch,
         )
+        self._instances = instances
+        if beside is not None:
+            self._decoders.on_free = self.batcher.poke
 
     async def start(self) -> None:
         """Starts the threads and the batcher on the running event loop."""
         self._decoders.start()
-        self._engines.start()
+        if self._engines is not self._decoders:
+            self._engines.start()
         self.batcher.start()
-        self.metrics.watch(
+        self._unwatch = self.metrics.watch(
             lambda: self.batcher.stats.busy_s,
             lambda: self.batcher.admitted,
-            self.spec.instance_count,
+            self._instances,
         )
 
     async def close(self, timeout_s: float = 30.0) -> None:
         """Finishes accepted work, then frees threads and engine."""
         await self.batcher.close(timeout_s)
+        self._unwatch()
         self._decoders.close()
         self.engine.close()
-        self._engines.close()
+        if self._beside is not None:
+            self._beside.close()
+        if self._engines is not self._decoders:
+            self._engines.close()
 
     def check_outputs(self, names: Sequence[str] | None) -> tuple[str, ...]:
         """Returns the outputs to compute: those named, in their order, else the default.
@@ -205,10 +223,16 @@ class EmbedService:
         """Runs a call too long for the event loop, such as encoding a large answer."""
         return await self._decoders.submit(call).future
 
-    async def _run(self, images: Sequence[Pixels], outputs: Sequence[str]) -> VectorBatch:
-        return await self._engines.submit(
-            partial(encode_batch, self.engine, images, outputs)
-        ).future
+    def _run(self, images: Sequence[Pixels], outputs: Sequence[str]) -> asyncio.Future[VectorBatch]:
+        engine = self.engine
+        # Every core for what comes alone: its answer is sooner there.
+        if self._beside is not None and not (self._engines.is_idle and not self.batcher.waiting):
+            engine = self._beside
+        call = partial(encode_batch, engine, images, outputs)
+        return self._engines.submit(call, urgent=True).future
+
+    def _free_cores(self) -> int:
+        return self._decoders.free
 
     async def _finish(
         self,

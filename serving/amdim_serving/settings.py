@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from amdim_serving.errors import StartError
 from amdim_serving.limits import Limits
+from amdim_serving.logs import LogFormat
 from amdim_serving.opening import EngineName
 
 Count = Annotated[int, Field(ge=1)]
@@ -57,8 +58,18 @@ class Settings(BaseSettings):
     """Comma-separated in the environment; none means that no key is asked for."""
     api_keys_file: Path | None = None
     """One key a line."""
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys that may also load a new model version; none means that no request may."""
+    admin_keys_file: Path | None = None
     public_metrics: bool = False
     """Whether /metrics is answered without a key."""
+    metrics_host: str | None = None
+    """Address of the metrics' own port; not given: `host`."""
+    metrics_port: Port | None = None
+    """/metrics on a port of its own, without a key, and no longer on `port`."""
+    log_format: LogFormat = "text"
+    access_log: bool = False
+    """Whether each request gets a line in the log."""
 
     max_body_bytes: Count = _DEFAULTS.max_body_bytes
     inflight_bytes: Count = _DEFAULTS.inflight_bytes
@@ -74,11 +85,12 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split_keys(cls, values: dict[str, object]) -> dict[str, object]:
-        keys = values.get("api_keys")
-        if isinstance(keys, str):
-            split = tuple(key.strip() for key in keys.split(",") if key.strip())
-            return {**values, "api_keys": split}
-        return values
+        split = {
+            name: tuple(key.strip() for key in keys.split(",") if key.strip())
+            for name in ("api_keys", "admin_keys")
+            if isinstance(keys := values.get(name), str)
+        }
+        return {**values, **split}
 
     @model_validator(mode="after")
     def _server_holds_a_request(self) -> Self:
@@ -86,6 +98,8 @@ class Settings(BaseSettings):
             raise ValueError("queue_images must be at least max_images")
         if self.inflight_bytes < self.max_body_bytes:
             raise ValueError("inflight_bytes must be at least max_body_bytes")
+        if self.metrics_port and self.metrics_port in (self.port, self.grpc_port):
+            raise ValueError("metrics_port must be another port than port and grpc_port")
         return self
 
     @property
@@ -108,16 +122,29 @@ class Settings(BaseSettings):
         Raises:
             StartError: The file cannot be read, or holds no key.
         """
-        keys = [key.get_secret_value() for key in self.api_keys]
-        if self.api_keys_file is not None:
-            try:
-                lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise StartError("the API key file cannot be read") from error
-            keys += [line.strip() for line in lines if line.strip()]
-            if not keys:
-                raise StartError("the API key file holds no key")
-        return tuple(key.encode() for key in keys)
+        return _all_keys(self.api_keys, self.api_keys_file)
+
+    def keys_of_admins(self) -> tuple[bytes, ...]:
+        """Returns the keys that may change what is served, likewise.
+
+        Raises:
+            StartError: The file cannot be read, or holds no key.
+        """
+        return _all_keys(self.admin_keys, self.admin_keys_file)
+
+
+def _all_keys(named: tuple[SecretStr, ...], file: Path | None) -> tuple[bytes, ...]:
+    keys = [key.get_secret_value() for key in named]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartError(f"the key file {file} cannot be read") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise StartError(f"the key file {file} holds no key")
+        keys += found
+    return tuple(key.encode() for key in keys)
 
 
 def load_settings(**overrides: object) -> Settings:

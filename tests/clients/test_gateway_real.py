@@ -43,13 +43,14 @@ async def lifespan(app):
 def run_in_process(repository):
     """Runs a call of an async client against the application in this process."""
     app_module = pytest.importorskip("amdim_serving.app")
+    from amdim_serving.deployment import Deployment
     from amdim_serving.gateway import build_gateway
     from amdim_serving.settings import Settings
 
     def run(call, *, limits=None, retries=None, **settings):
         async def inside():
             gateway = build_gateway(Settings(model_repository=repository, threads=1, **settings))
-            app = app_module.create_app(gateway)
+            app = app_module.create_app(Deployment(gateway))
             async with lifespan(app):
                 transport = httpx.ASGITransport(app)
                 async with AsyncEmbedClient(

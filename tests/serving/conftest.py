@@ -25,6 +25,7 @@ from PIL import Image
 
 from amdim_clients.images import Preprocess
 from amdim_serving.app import create_app
+from amdim_serving.deployment import Deployment
 from amdim_serving.gateway import Gateway, build_gateway
 from amdim_serving.opening import OpenModel, open_model
 from amdim_serving.settings import Settings
@@ -184,7 +185,7 @@ def client_for(repository: Path) -> ClientFactory:
         gateway = build_gateway(Settings(**values))  # type: ignore[arg-type]
         if prepare is not None:
             prepare(gateway)
-        app = create_app(gateway)
+        app = create_app(Deployment(gateway))
         async with app.lifespan():
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -44,7 +44,7 @@ _BIG_ANSWER_VALUES = 100_000
 )
 async def embed(request: Request) -> Response:
     """Returns the vectors of one image (raw body) or of several (form, JSON), in their order."""
-    return await answer_embed(request.app.state.gateway, request.scope, request.receive)
+    return await answer_embed(request.state.gateway, request.scope, request.receive)
 
 
 async def answer_embed(gateway: Gateway, scope: Scope, receive: Receive) -> Response:

@@ -76,7 +76,7 @@ async def answer_infer(
 @router.post(_VERSION + "/infer", summary="Encode with a version")
 async def infer(request: Request, model: str, version: str | None = None) -> Response:
     """Tensors in and out, as JSON or binary; vectors are never normalised here."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     found = find_model(gateway, model, version)
     return await answer_infer(found, gateway, request.scope, request.receive)
 
@@ -98,7 +98,7 @@ async def live() -> Response:
 @router.get("/health/ready", summary="Whether the server may get work")
 async def ready(request: Request) -> Response:
     """200 or 503, as /readyz."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     return Response(status_code=503 if await gateway.why_unready() else 200)
 
 
@@ -106,7 +106,7 @@ async def ready(request: Request) -> Response:
 @router.get(_VERSION, summary="A version's tensors")
 async def metadata(request: Request, model: str, version: str | None = None) -> Response:
     """Names, types and shapes."""
-    found = find_model(request.app.state.gateway, model, version)
+    found = find_model(request.state.gateway, model, version)
     return _json(
         {
             "name": found.name,
@@ -122,7 +122,7 @@ async def metadata(request: Request, model: str, version: str | None = None) -> 
 @router.get(_VERSION + "/ready", summary="Whether a version may get work")
 async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
     """200 or 503, as /readyz."""
-    find_model(request.app.state.gateway, model, version)
+    find_model(request.state.gateway, model, version)
     return await ready(request)
 
 
@@ -130,7 +130,7 @@ async def model_ready(request: Request, model: str, version: str | None = None) 
 @router.get(_VERSION + "/config", summary="A version's Triton config")
 async def config(request: Request, model: str, version: str | None = None) -> Response:
     """The config.pbtxt as JSON, in Triton's own field names."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     return _json(triton_json(find_model(gateway, model, version).config))
 
 
@@ -139,7 +139,7 @@ async def config(request: Request, model: str, version: str | None = None) -> Re
 @router.get(_VERSION + "/stats", summary="A version's statistics")
 async def stats(request: Request, model: str | None = None, version: str | None = None) -> Response:
     """What was computed, counted as Triton counts it."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     found = [find_model(gateway, model, version)] if model else served_models(gateway)
     return _json(
         {
@@ -157,7 +157,7 @@ async def index(request: Request) -> Response:
     return _json(
         [
             {"name": model.name, "version": model.spec.version, "state": "READY", "reason": ""}
-            for model in served_models(request.app.state.gateway)
+            for model in served_models(request.state.gateway)
         ]
     )
 

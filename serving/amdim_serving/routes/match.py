@@ -44,7 +44,7 @@ router = APIRouter(tags=["match"])
 )
 async def match(request: Request) -> Response:
     """Returns one entry per candidate, in their order; a bad candidate fails alone."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     service = gateway.service
     head: Head = request.scope[HEAD]
     body = await gateway.bodies.read(request.receive, head)

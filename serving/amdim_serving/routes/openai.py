@@ -70,7 +70,7 @@ _BODY = {
 @router.post("/embeddings", summary="Embed images", openapi_extra=_BODY)
 async def embeddings(request: Request) -> Response:
     """The model's default vectors, each of unit length."""
-    return await answer_embeddings(request.app.state.gateway, request.scope, request.receive)
+    return await answer_embeddings(request.state.gateway, request.scope, request.receive)
 
 
 async def answer_embeddings(gateway: Gateway, scope: Scope, receive: Receive) -> Response:
@@ -111,7 +111,7 @@ async def answer_embeddings(gateway: Gateway, scope: Scope, receive: Receive) ->
 @router.get("/models", summary="The models served")
 async def models(request: Request) -> Response:
     """A list of one."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     answer = {"object": "list", "data": [_model(gateway)]}
     return Response(to_json(answer), media_type=JSON)
 
@@ -119,7 +119,7 @@ async def models(request: Request) -> Response:
 @router.get("/models/{model}", summary="One model")
 async def model(request: Request, model: str) -> Response:
     """That model, when it is served."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     if model != gateway.service.spec.name:
         raise RequestError("unknown_model")
     return Response(to_json(_model(gateway)), media_type=JSON)

@@ -39,7 +39,7 @@ async def livez() -> Response:
 )
 async def readyz(request: Request) -> Response:
     """200 once the canaries reproduced and while the engine answers; 503 says why not."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     reason = await gateway.why_unready()
     if reason is not None:
         head = request.scope[HEAD]
@@ -50,13 +50,13 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Every metric of this process."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     return Response(gateway.service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
 @router.get("/model", summary="What is served", response_model=ModelAnswer)
 async def model(request: Request) -> Response:
     """Spec, engine, precision, digests and certificate of each model, and the limits."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.state.gateway
     described: dict[str, Any] = gateway.describe()
     return Response(to_json(described), media_type=JSON)
