@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic
 
 from amdim_serving.errors import EngineError, OverloadedError, RequestError
@@ -25,6 +26,11 @@ _log = logging.getLogger(__name__)
 
 # A request is refused when the work before it is likely to take this share of its time.
 _HOPE = 0.9
+# Where decoding wants the same cores, a batch goes before it once it is half full or an image has
+# waited so long; otherwise when a core has nothing else to do.
+_PATIENCE_S = 0.01
+# Larger batches are split over idle cores; smaller ones would cost more an image.
+_LEAST_SHARE = 4
 
 
 @dataclass(slots=True)
@@ -45,11 +51,14 @@ class Batcher(Generic[BatchT]):
 
     Args:
         run: Encodes a list of images for the union of the outputs asked for; awaited, so it may
-            leave the event loop. It must not be cancelled half way.
+            leave the event loop. It must not be cancelled half way. Where `free` is given it
+            takes its turn as it is called, not when it is awaited.
         max_batch_size: Images in a batch, at most.
         max_queue_delay_s: How long a batch that is not full may wait for more; 0: not at all.
         queue_images: Images admitted at once.
         instances: Batches in flight at once.
+        free: Says how many batches would start at once, where they take turns with other work on
+            the same cores; `poke` is then due whenever there are more. None: they do not.
         on_batch: Told of each batch that ran to its end: its images and its seconds.
     """
 
@@ -61,6 +70,7 @@ class Batcher(Generic[BatchT]):
         queue_images: int,
         max_queue_delay_s: float = 0.0,
         instances: int = 1,
+        free: Callable[[], int] | None = None,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         self._run = run
@@ -68,16 +78,19 @@ class Batcher(Generic[BatchT]):
         self._queue_images = queue_images
         self._delay_s = max_queue_delay_s
         self._instances = instances
+        self._free = free
         self._on_batch = on_batch
         self._ring: deque[Job[BatchT]] = deque()
         self._waiting = 0
         self._admitted = 0
         self._closing = False
         self._stopped = False
-        self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._workers: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._dispatch: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: set[asyncio.Future[BatchT]] = set()
         self._jobs = 0
         self._pace = Pace()
         self._load = 2 * max_batch_size * instances
@@ -100,7 +113,7 @@ class Batcher(Generic[BatchT]):
 
     def start(self) -> None:
         """Starts taking batches; needs the running event loop."""
-        self._workers = [asyncio.create_task(self._work()) for _ in range(self._instances)]
+        self._loop = asyncio.get_running_loop()
 
     def admit(
         self,
@@ -142,7 +155,8 @@ class Batcher(Generic[BatchT]):
 
     def enqueue(self, job: Job[BatchT], pixels: Pixels) -> asyncio.Future[BatchRow[BatchT]]:
         """Queues one image of a job; its permit is released with its answer."""
-        future: asyncio.Future[BatchRow[BatchT]] = asyncio.get_running_loop().create_future()
+        assert self._loop is not None, "start() comes first"
+        future: asyncio.Future[BatchRow[BatchT]] = self._loop.create_future()
         if self._stopped:
             self.release()
             future.set_exception(RequestError("draining"))
@@ -151,8 +165,14 @@ class Batcher(Generic[BatchT]):
             self._ring.append(job)
         job.waiting.append(Waiting(pixels, future))
         self._waiting += 1
-        self._changed.set()
+        self.poke()
         return future
+
+    def poke(self) -> None:
+        """Looks soon whether a batch may start; what is queued until then is still part of it."""
+        if self._dispatch is None and self._waiting and len(self._running) < self._instances:
+            assert self._loop is not None, "start() comes first"
+            self._dispatch = self._loop.call_soon(self._start_batches)
 
     def drop(self, job: Job[BatchT], error: RequestError | None = None) -> None:
         """Takes a job's waiting images out; they are cancelled, or fail with `error`."""
@@ -184,64 +204,91 @@ class Batcher(Generic[BatchT]):
         What is not done after `timeout_s` fails with `RequestError` (draining).
         """
         self._closing = True
-        self._changed.set()
+        self.poke()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         self._stopped = True
         for job in list(self._ring):
             self.drop(job, RequestError("draining"))
-        self._changed.set()
-        await asyncio.gather(*self._workers)
+        self._stop_timer()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _work(self) -> None:
-        while batch := await self._next_batch():
-            jobs, items = batch
+    def _start_batches(self) -> None:
+        """Starts every batch that is due, and sees to it that the next one is looked at."""
+        assert self._loop is not None
+        self._dispatch = None
+        self._stop_timer()
+        while self._waiting and len(self._running) < self._instances:
+            wait_s = self._seconds_to_wait()
+            if wait_s > 0:
+                self._timer = self._loop.call_later(wait_s, self._start_overdue)
+                return
+            self._start_batch(self._share())
+
+    def _start_overdue(self) -> None:
+        """Starts a batch that has waited long enough, however small."""
+        self._timer = None
+        if self._waiting and len(self._running) < self._instances:
+            self._start_batch(self._max_batch_size)
+        self.poke()
+
+    def _start_batch(self, limit: int) -> None:
+        jobs, items = self._take(limit)
+        if items:
             outputs = tuple(sorted({name for job in jobs for name in job.outputs}))
-            started = time.monotonic()
-            try:
-                result = await self._run([item.pixels for item in items], outputs)
-            except Exception:
-                _log.exception("a batch of %d images failed", len(items))
-                self._account(len(items), started, failed=True)
-                for item in items:
-                    item.settle(EngineError("the batch failed"))
-            else:
-                infer_s = self._account(len(items), started, failed=False)
-                for row, item in enumerate(items):
-                    if not item.future.done():
-                        queue_s = started - item.since
-                        item.future.set_result(BatchRow(result, row, queue_s, infer_s))
-            self.release(len(items))
+            ran = asyncio.ensure_future(self._run([item.pixels for item in items], outputs))
+            self._running.add(ran)
+            ran.add_done_callback(partial(self._finish, items, time.monotonic()))
 
-    async def _next_batch(self) -> tuple[set[Job[BatchT]], list[Waiting[BatchT]]] | None:
-        """Waits for work and takes it; None when stopped."""
-        while True:
-            while not self._waiting:
-                if self._stopped:
-                    return None
-                self._changed.clear()
-                await self._changed.wait()
-            if self._delay_s:
-                await self._wait_for_more()
-            batch = self._take()
-            if batch[1]:
-                return batch
-
-    async def _wait_for_more(self) -> None:
+    def _seconds_to_wait(self) -> float:
+        """Returns how long what waits should wait on for company or for a core; 0: no longer."""
+        if self._waiting >= self._max_batch_size or self._closing:
+            return 0.0
+        if self._delay_s:
+            patience_s = self._delay_s
+        elif self._free is None or self._waiting * 2 >= self._max_batch_size or self._free() > 0:
+            return 0.0
+        else:
+            patience_s = _PATIENCE_S
         oldest = min(job.waiting[0].since for job in self._ring)
-        left_s = oldest + self._delay_s - time.monotonic()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left_s):
-                while 0 < self._waiting < self._max_batch_size and not self._closing:
-                    self._changed.clear()
-                    await self._changed.wait()
+        return oldest + patience_s - time.monotonic()
 
-    def _take(self) -> tuple[set[Job[BatchT]], list[Waiting[BatchT]]]:
-        """Takes up to a batch of live images, one of each job in turn."""
+    def _share(self) -> int:
+        """Returns the size of the next batch, at most: on idle cores each gets a part."""
+        if self._free is None or self._free() < 2:
+            return self._max_batch_size
+        return min(self._max_batch_size, max(_LEAST_SHARE, -(-self._waiting // self._free())))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _finish(
+        self, items: list[Waiting[BatchT]], started: float, ran: asyncio.Future[BatchT]
+    ) -> None:
+        """Gives each image of a batch its answer."""
+        self._running.discard(ran)
+        error = asyncio.CancelledError() if ran.cancelled() else ran.exception()
+        infer_s = self._account(len(items), started, failed=error is not None)
+        if error is not None:
+            _log.error("a batch of %d images failed", len(items), exc_info=error)
+            for item in items:
+                item.settle(EngineError("the batch failed"))
+        else:
+            for row, item in enumerate(items):
+                if not item.future.done():
+                    queue_s = started - item.since
+                    item.future.set_result(BatchRow(ran.result(), row, queue_s, infer_s))
+        self.release(len(items))
+        self.poke()
+
+    def _take(self, limit: int) -> tuple[set[Job[BatchT]], list[Waiting[BatchT]]]:
+        """Takes up to `limit` live images, one of each job in turn."""
         jobs: set[Job[BatchT]] = set()
         items: list[Waiting[BatchT]] = []
         now = time.monotonic()
-        while self._ring and len(items) < self._max_batch_size:
+        while self._ring and len(items) < limit:
             job = self._ring[0]
             if job.deadline <= now:
                 self.drop(job, RequestError("deadline_exceeded"))

@@ -5,7 +5,9 @@ Knows the repository's files; no HTTP and no batching.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +22,13 @@ from amdim_clients.contract import (
 from amdim_clients.errors import ContractError
 from amdim_serving.canaries import check_canaries
 from amdim_serving.engines import Engine
-from amdim_serving.errors import CanaryError, EngineError, StartError
+from amdim_serving.errors import CanaryError, EngineError, ServingError, StartError
 
 ModelConfig = Any  # tritonclient publishes no types
 EngineName = Literal["onnxruntime", "openvino"]
 MODEL_FILE = "model.onnx"
+# Providers that compute on the cores of this process.
+_ON_CORES = frozenset({"CPU", "CPUExecutionProvider"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,10 @@ class OpenModel:
     """A loaded engine that reproduced its certificate.
 
     Attributes:
+        engine: Takes all the threads there are for each call.
+        beside: The same with one thread a call and a call a core, for cores that decode pictures
+            too: calls that wait for each other's threads waste them. None: was not asked for, or
+            the engine does not compute on this process's cores.
         canary_cosine: The worst cosine of its canaries.
         config: Triton's message, as config.pbtxt has it.
     """
@@ -40,6 +48,7 @@ class OpenModel:
     certificate: Certificate
     canary_cosine: float
     config: ModelConfig
+    beside: Engine | None = None
 
 
 def open_model(
@@ -50,6 +59,7 @@ def open_model(
     engine_name: EngineName = "onnxruntime",
     provider: str = "CPUExecutionProvider",
     threads: int = 0,
+    beside: bool = False,
 ) -> OpenModel:
     """Loads one version of a model and runs its canaries.
 
@@ -60,6 +70,8 @@ def open_model(
         engine_name: The engine that must run it.
         provider: ONNX Runtime's execution provider that must run it.
         threads: Of one engine call; 0: as many as cores.
+        beside: Whether to load it a second time, to run beside other work on the same cores; not
+            done where `threads` says how many are to be used.
 
     Raises:
         StartError: Config, certificate and artifact do not fit together, or the file cannot be
@@ -79,29 +91,49 @@ def open_model(
         raise StartError(f"no model at {model_path}")
     if file_digest(model_path) != spec.artifact_digest:
         raise StartError(f"{model_path} is not the file its certificate vouches for")
-    engine = _load(engine_name, model_path, spec, provider=provider, threads=threads)
+    load = partial(_load, engine_name, model_path, spec, provider=provider)
+    engine, cosine = _proved(load(threads=threads), certificate)
+    second: Engine | None = None
+    cores = len(os.sched_getaffinity(0))
+    if beside and not threads and cores > 1 and engine.info.provider in _ON_CORES:
+        try:
+            second, other = _proved(load(threads=1, calls=cores), certificate)
+        except ServingError:
+            engine.close()
+            raise
+        cosine = min(cosine, other)
+    return OpenModel(engine, certificate, cosine, config, second)
+
+
+def _proved(engine: Engine, certificate: Certificate) -> tuple[Engine, float]:
+    """Returns the engine and its worst canary's cosine; closes it when it fails."""
     try:
-        cosine = check_canaries(engine, certificate)
+        return engine, check_canaries(engine, certificate)
     except EngineError as error:
         engine.close()
         raise CanaryError("the engine fails on the certificate's canaries") from error
     except CanaryError:
         engine.close()
         raise
-    return OpenModel(engine, certificate, cosine, config)
 
 
 def _load(
-    engine_name: EngineName, model_path: Path, spec: ModelSpec, *, provider: str, threads: int
+    engine_name: EngineName,
+    model_path: Path,
+    spec: ModelSpec,
+    *,
+    provider: str,
+    threads: int,
+    calls: int = 0,
 ) -> Engine:
     """Returns the engine named; its library is imported only now."""
     try:
         if engine_name == "openvino":
             from amdim_serving.engines.openvino import OpenVinoEngine
 
-            return OpenVinoEngine(model_path, spec, threads=threads)
+            return OpenVinoEngine(model_path, spec, threads=threads, calls=calls)
         from amdim_serving.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(model_path, spec, provider=provider, threads=threads)
+        return OnnxRuntimeEngine(model_path, spec, provider=provider, threads=threads, calls=calls)
     except ModuleNotFoundError as error:
         raise StartError(f"the {engine_name} engine is not installed") from error

@@ -23,6 +23,9 @@ class EngineInfo:
     provider: str
     precision: str
     threads: int
+    """Of one call, on this process's cores; 0: it computes elsewhere."""
+    calls: int = 1
+    """At once, at most."""
 
 
 class Engine(Protocol):

@@ -29,6 +29,7 @@ class OnnxRuntimeEngine:
         spec: Its contract.
         provider: The execution provider that must run it.
         threads: Threads of one call; 0: as many as this process may use cores.
+        calls: At once, at most; the model's instance count when not given.
 
     Raises:
         ProviderError: The provider is not installed, or fell back to another one.
@@ -36,7 +37,13 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(
-        self, model_path: Path, spec: ModelSpec, *, provider: str = _CPU, threads: int = 0
+        self,
+        model_path: Path,
+        spec: ModelSpec,
+        *,
+        provider: str = _CPU,
+        threads: int = 0,
+        calls: int = 0,
     ) -> None:
         if provider not in ort.get_available_providers():
             raise ProviderError(f"this ONNX Runtime has no {provider}")
@@ -53,7 +60,9 @@ class OnnxRuntimeEngine:
         self._session: ort.InferenceSession | None = session
         self._run_options = ort.RunOptions()
         self._spec = spec
-        self._info = EngineInfo("onnxruntime", running, spec.precision, threads)
+        self._info = EngineInfo(
+            "onnxruntime", running, spec.precision, threads, calls or spec.instance_count
+        )
 
     @property
     def spec(self) -> ModelSpec:

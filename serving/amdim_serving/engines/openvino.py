@@ -36,6 +36,7 @@ class OpenVinoEngine:
         precision: What it must run at, the artifact's own when not given: fp32 or bf16 for an
             fp32 artifact, int8 for an int8 one.
         threads: Threads of one call; 0: as many as this process may use cores.
+        calls: At once, at most; the model's instance count when not given.
 
     Raises:
         ProviderError: OpenVINO would compute in another precision.
@@ -43,7 +44,13 @@ class OpenVinoEngine:
     """
 
     def __init__(
-        self, model_path: Path, spec: ModelSpec, *, precision: str | None = None, threads: int = 0
+        self,
+        model_path: Path,
+        spec: ModelSpec,
+        *,
+        precision: str | None = None,
+        threads: int = 0,
+        calls: int = 0,
     ) -> None:
         precision = precision or spec.precision
         hint = _HINTS.get((spec.precision, precision))
@@ -52,11 +59,12 @@ class OpenVinoEngine:
                 f"this engine does not run {spec.precision} artifacts at {precision}"
             )
         threads = threads or len(os.sched_getaffinity(0))
+        calls = calls or spec.instance_count
         options = {
             "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": threads * calls,
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": str(spec.instance_count),
+            "NUM_STREAMS": str(calls),
         }
         try:
             compiled = openvino.Core().compile_model(str(model_path), "CPU", options)
@@ -66,10 +74,10 @@ class OpenVinoEngine:
         if used != hint:
             raise ProviderError(f"asked for {precision}, but OpenVINO computes in {used}")
         self._requests: queue.SimpleQueue[openvino.InferRequest | None] = queue.SimpleQueue()
-        for _ in range(spec.instance_count):
+        for _ in range(calls):
             self._requests.put(compiled.create_infer_request())
         self._spec = spec
-        self._info = EngineInfo("openvino", "CPU", precision, threads)
+        self._info = EngineInfo("openvino", "CPU", precision, threads, calls)
 
     @property
     def spec(self) -> ModelSpec:
