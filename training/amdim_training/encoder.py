@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from amdim_training.config import EncoderConfig
 from amdim_training.errors import ShapeError
+from amdim_training.products import convolve
 
 LOCAL_GRIDS = (5, 7)
 
@@ -67,10 +68,10 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, c_out, h, w) of (N, c_in, H, W)."""
-        hidden = self.conv1(x)
+        hidden = convolve(self.conv1, x)
         if self.bn1 is not None:
             hidden = self.bn1(hidden)
-        main: Tensor = self.conv2(F.relu(hidden))
+        main = convolve(self.conv2, F.relu(hidden))
         shortcut = x if self.kernel == 1 else F.avg_pool2d(x, self.kernel, self.stride)
         extra = main.shape[1] - shortcut.shape[1]
         if extra:
@@ -94,10 +95,11 @@ class LocalHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, D, d, d) of (N, C, d, d)."""
-        hidden = self.conv1(x)
+        hidden = convolve(self.conv1, x)
         if self.bn_hidden is not None:
             hidden = self.bn_hidden(hidden)
-        out: Tensor = self.bn_out(self.conv2(F.relu(hidden)) + self.shortcut(x))
+        main = convolve(self.conv2, F.relu(hidden))
+        out: Tensor = self.bn_out(main + convolve(self.shortcut, x))
         return out
 
 
