@@ -5,8 +5,7 @@ Needs no torch: canaries carry their own vectors. Knows no printing.
 
 from __future__ import annotations
 
-import dataclasses
-import time
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,13 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from amdim_clients.images import PREPROCESS_VERSION, Preprocess
+from amdim_export.artifact_check import Finding, check_artifact
 from amdim_export.certificate import Certificate, read_certificate
 from amdim_export.errors import ExportError, RepositoryError
-from amdim_export.fingerprint import artifact_digest
-from amdim_export.names import CERTIFICATE_FILE, CONFIG_FILE, IMAGES, MODEL_FILE
-from amdim_export.parity import Agreement, agreement, require
+from amdim_export.names import CERTIFICATE_FILE, CONFIG_FILE
 from amdim_export.repository import list_models, list_versions
-from amdim_export.runtime import OnnxEncoder
 
 DIGESTS = ("encoder_digest", "preprocess_digest", "artifact_digest")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was checked; `problem` is empty where it held."""
-
-    model: str
-    version: int
-    what: str
-    problem: str = ""
-    outputs: Mapping[str, Agreement] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        """Whether it held."""
-        return not self.problem
 
 
 def check_repository(repository: Path) -> list[Finding]:
@@ -94,6 +74,8 @@ def _check_model(folder: Path) -> Iterator[Finding]:
     if parameters.get("kind") in ("image", "preprocess"):
         yield _check_follower(folder, versions[-1], parameters)
         return
+    if (folder.parent / parameters.get("encoder", "") / CONFIG_FILE).is_file():
+        yield _check_follower(folder, versions[-1], parameters)
     for version in versions:
         place = folder / str(version)
         try:
@@ -104,11 +86,12 @@ def _check_model(folder: Path) -> Iterator[Finding]:
         # the model's configuration is the newest version's; older ones keep their own
         path = folder / CONFIG_FILE if version == versions[-1] else place / CONFIG_FILE
         yield from _check_config(folder.name, version, path, certificate)
-        yield from _check_artifact(folder.name, version, place / MODEL_FILE, certificate)
+        with contextlib.suppress(RepositoryError):  # told already
+            yield from check_artifact(folder.name, place, read_config(path), certificate)
 
 
 def _check_follower(folder: Path, version: int, parameters: Mapping[str, str]) -> Finding:
-    """Checks that a model without vectors of its own goes with the encoder that it names."""
+    """Checks that a model goes with the newest of the encoder that it names."""
     what = f"{CONFIG_FILE} against its encoder"
     try:
         path = folder.parent / parameters.get("encoder", "") / CONFIG_FILE
@@ -149,38 +132,3 @@ def _preprocess_problem(parameters: Mapping[str, str], certificate: Certificate)
     if digest != certificate.preprocess_digest:
         return f"resize {resize} to {size} pixels is not what the encoder was certified with"
     return ""
-
-
-def _check_artifact(
-    model: str, version: int, path: Path, certificate: Certificate
-) -> Iterator[Finding]:
-    try:
-        digest = artifact_digest(path)
-    except OSError:
-        yield Finding(model, version, MODEL_FILE, "the file is missing")
-        return
-    changed = digest != certificate.artifact_digest
-    problem = f"its digest is {digest}, certified was {certificate.artifact_digest}"
-    yield Finding(model, version, f"{MODEL_FILE} artifact_digest", problem if changed else "")
-    yield _run_canaries(model, version, path, certificate)
-
-
-def _run_canaries(model: str, version: int, path: Path, certificate: Certificate) -> Finding:
-    canaries = certificate.canaries
-    started = time.perf_counter()
-    outputs: dict[str, Agreement] = {}
-    problem = ""
-    try:
-        given = OnnxEncoder(path)(canaries.pixels)
-        missing = sorted(set(canaries.vectors) - set(given))
-        if missing:
-            problem = f"the artifact has no output {missing[0]}"
-        else:
-            for name, expected in canaries.vectors.items():
-                outputs[name] = agreement(expected, given[name])
-            require(outputs, canaries.tolerance)
-    except ExportError as error:
-        problem = str(error)
-    except Exception as error:  # onnxruntime's errors share no base of their own
-        problem = f"ONNX Runtime cannot run it on {IMAGES}: {error}"
-    return Finding(model, version, "canaries", problem, outputs, time.perf_counter() - started)

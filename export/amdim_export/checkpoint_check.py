@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from amdim_export.artifact_check import Finding
 from amdim_export.certificate import Certificate, read_certificate
-from amdim_export.check import Finding, amdim_parameters, read_config
+from amdim_export.check import amdim_parameters, read_config
 from amdim_export.digests import encoder_digest
 from amdim_export.eager import Vectors, reference_vectors
 from amdim_export.errors import ParityError
@@ -38,7 +39,7 @@ def check_against_checkpoint(repository: Path, checkpoint_path: Path) -> list[Fi
     for folder in list_models(repository):
         kind = amdim_parameters(read_config(folder / CONFIG_FILE)).get("kind", "encoder")
         versions = list_versions(folder)
-        if kind not in ("encoder", "windows") or not versions:
+        if kind in ("image", "preprocess") or not versions:
             continue
         certificate = read_certificate(folder / str(versions[-1]) / CERTIFICATE_FILE)
         problem = "" if certificate.encoder_digest == digest else f"the checkpoint's is {digest}"

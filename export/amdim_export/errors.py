@@ -5,6 +5,7 @@ ExportError
 |-- GraphError         the exported graph is not what was asked for
 |-- RepositoryError    a model repository cannot be read or a version cannot be published
 |-- EngineError        a TensorRT engine cannot be built here, or was built for another machine
+|-- UnavailableError   what runs an artifact is not on this machine, so nothing is known of it
 |-- PicturesError      pictures to fit or to measure on cannot be read
 `-- CertificateError   a certificate is missing, broken or of another format
 """
@@ -33,6 +34,10 @@ class RepositoryError(ExportError):
 
 class EngineError(ExportError):
     """A TensorRT engine cannot be built here, or was built for another machine."""
+
+
+class UnavailableError(ExportError):
+    """What runs an artifact is not on this machine, so nothing is known of it."""
 
 
 class PicturesError(ExportError):

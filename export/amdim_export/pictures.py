@@ -5,6 +5,7 @@ The draw is fixed, so the same files give the same pictures. Knows no encoder.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,10 +69,36 @@ def sample_pictures(
     return np.stack(pixels)
 
 
+def digest_of_sources(sources: Sequence[Path]) -> str:
+    """Returns `sha256:<hex>` of all bytes of packs and folders, wherever they lie.
+
+    Raises:
+        PicturesError: A source is missing or unreadable.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        if source.is_dir():
+            files = [(str(path.relative_to(source)), path) for path in _files(source)]
+        else:
+            files = [("", source)]
+        for name, path in files:
+            try:
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise PicturesError(f"{path} cannot be read") from error
+            digest.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
+    return "sha256:" + digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
 def _eligible(source: Path, splits: Sequence[str]) -> list[int] | list[Path]:
     """Returns a pack's row numbers or a folder's files, whichever may be drawn."""
     if source.is_dir():
-        return sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        return _files(source)
     if source.suffix != ".parquet" or not source.is_file():
         raise PicturesError(f"{source} is neither a folder nor a .parquet file")
     try:

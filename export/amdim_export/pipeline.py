@@ -6,7 +6,7 @@ Nothing is published that was not measured. Knows no command line.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from amdim_clients.images import PREPROCESS_VERSION, Preprocess
@@ -14,25 +14,32 @@ from amdim_export.artifact import build_artifact, build_windows_artifact
 from amdim_export.certificate import Certificate
 from amdim_export.certifying import certify
 from amdim_export.errors import ExportError
+from amdim_export.fitting import Say, fitted_recipe
 from amdim_export.image_model import publish_image_models
-from amdim_export.model_config import ModelConfig
+from amdim_export.model_config import InstanceKind, ModelConfig
 from amdim_export.names import CERTIFICATE_FILE, EMBEDDING, GLOBAL, MODEL_FILE
 from amdim_export.pictures import HELD_OUT, TRAIN
 from amdim_export.repository import publish_version
 from amdim_export.triton_config import EncoderFacts, encoder_config, windows_config
-from amdim_export.whitening import SearchRecipe, fit_recipe, load_recipe, save_recipe
+from amdim_export.whitening import SearchRecipe
 from amdim_export.windows import certify_windows, window_stride
 from amdim_training.checkpoint import Checkpoint, load_checkpoint
 
 WINDOWS_BATCH = 4
 """Pictures in a batch of the windows model at most: each may hold hundreds of windows."""
 
-Say = Callable[[str], None]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What a user may choose of an export."""
+    """What a user may choose of an export.
+
+    Attributes:
+        fit_on: Pictures to fit the search vector on; empty takes the fit made before.
+        refit: Fit again also where the same was fitted before.
+        gpu: ONNX models are to run on a GPU.
+        accelerate: By TensorRT, called by ONNX Runtime.
+        precision: What a TensorRT engine computes in.
+    """
 
     name: str = "amdim"
     fit_on: tuple[Path, ...] = ()
@@ -45,27 +52,49 @@ class ExportOptions:
     max_queue_delay_us: int = 0
     image: bool = False
     windows: bool = False
+    refit: bool = False
+    gpu: bool = False
+    accelerate: bool = False
+    precision: str = "fp32"
 
     @property
     def measured_on(self) -> tuple[Sequence[Path], Sequence[str]]:
         """Real pictures to measure on and which of a pack's rows: held-out ones where given."""
         return (self.parity_on, HELD_OUT) if self.parity_on else (self.fit_on, TRAIN)
 
+    @property
+    def kind(self) -> InstanceKind:
+        """What ONNX models run on."""
+        return "KIND_GPU" if self.gpu or self.accelerate else "KIND_CPU"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Published:
-    """A version that was published: its folder and its certificate."""
+    """A version that was published: its folder, its artifact and its certificate."""
 
     folder: Path
+    artifact: Path
     certificate: Certificate
 
 
 def export_encoder(
-    checkpoint_path: Path, repository: Path, options: ExportOptions, *, say: Say = lambda _: None
+    checkpoint_path: Path,
+    repository: Path,
+    options: ExportOptions,
+    *,
+    say: Say = lambda _: None,
+    note: Say = lambda _: None,
 ) -> list[Published]:
     """Exports, measures and publishes one encoder, with the models that go with it.
 
     Everything is measured before anything is published.
+
+    Args:
+        checkpoint_path: A checkpoint's folder, or a run's.
+        repository: Where to publish.
+        options: What the user chose.
+        say: Told what takes time.
+        note: Told, in a sentence, what else was done.
 
     Returns:
         What was published: the encoder, and its windows model where asked for.
@@ -75,7 +104,7 @@ def export_encoder(
         TrainingError: The checkpoint cannot be read.
     """
     checkpoint = load_checkpoint(checkpoint_path)
-    recipe = _recipe(checkpoint, options, say)
+    recipe = recipe_for(checkpoint, options, say, note)
     ready = [_encoder(checkpoint, recipe, options, say)]
     if options.windows:
         if recipe is None:
@@ -90,9 +119,9 @@ def export_encoder(
             config=config.to_pbtxt(),
             version=options.version,
         )
-        published.append(Published(folder, certificate))
+        published.append(Published(folder, folder / MODEL_FILE, certificate))
     if options.image:
-        facts = _facts(checkpoint, recipe, published[0].certificate)
+        facts = encoder_facts(checkpoint, recipe, published[0].certificate)
         publish_image_models(repository, options.name, facts, max_batch_size=options.max_batch_size)
     return published
 
@@ -114,10 +143,12 @@ def _encoder(
     )
     config = encoder_config(
         options.name,
-        _facts(checkpoint, recipe, certificate),
+        encoder_facts(checkpoint, recipe, certificate),
         max_batch_size=options.max_batch_size,
         instances=options.instances,
+        kind=options.kind,
         max_queue_delay_us=options.max_queue_delay_us,
+        accelerate=options.accelerate,
     )
     return config, artifact.model, certificate
 
@@ -135,26 +166,33 @@ def _windows(
     )
     config = windows_config(
         options.name,
-        _facts(checkpoint, recipe, certificate),
+        encoder_facts(checkpoint, recipe, certificate),
         stride=window_stride(checkpoint.encoder.config.image_size),
         max_batch_size=largest,
         instances=options.instances,
+        kind=options.kind,
     )
     return config, artifact.model, certificate
 
 
-def _recipe(checkpoint: Checkpoint, options: ExportOptions, say: Say) -> SearchRecipe | None:
-    if not options.fit_on:
-        return load_recipe(checkpoint.path)
-    say("fitting the search vector")
-    recipe = fit_recipe(checkpoint, options.fit_on, components=options.embedding_dim)
-    save_recipe(checkpoint.path, recipe)
-    return recipe
+def recipe_for(
+    checkpoint: Checkpoint, options: ExportOptions, say: Say, note: Say
+) -> SearchRecipe | None:
+    """Returns the search vector that the options ask for; see `fitted_recipe`."""
+    return fitted_recipe(
+        checkpoint,
+        options.fit_on,
+        components=options.embedding_dim,
+        refit=options.refit,
+        say=say,
+        note=note,
+    )
 
 
-def _facts(
+def encoder_facts(
     checkpoint: Checkpoint, recipe: SearchRecipe | None, certificate: Certificate
 ) -> EncoderFacts:
+    """Returns what the configuration of any of an encoder's artifacts says of it."""
     config = checkpoint.encoder.config
     return EncoderFacts(
         image_size=config.image_size,

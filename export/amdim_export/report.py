@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rich.table import Table
 
+from amdim_export.artifact_check import Finding
 from amdim_export.certificate import Certificate
-from amdim_export.check import Finding
 from amdim_export.parity import Agreement
 
 
@@ -77,6 +77,8 @@ def _agreements(title: str, outputs: Mapping[str, Agreement]) -> Table:
 def _result(finding: Finding) -> str:
     if not finding.holds:
         return f"[bold red]FAILS[/]: {finding.problem}"
+    if finding.unmeasured:
+        return f"[bold yellow]not measured[/]: {finding.unmeasured}"
     if not finding.outputs:
         return "holds"
     worst = min(found.min_cosine for found in finding.outputs.values())

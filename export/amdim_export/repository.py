@@ -122,6 +122,33 @@ def retire_version(repository: Path, model: str, version: int) -> Path:
     return target
 
 
+def roll_back(repository: Path, model: str, to: int | None = None) -> list[Path]:
+    """Retires every version after one, so that it is the newest again.
+
+    Args:
+        repository: The model repository.
+        model: Folder name.
+        to: The version to serve; the one before the newest where None.
+
+    Returns:
+        Where the retired versions are kept, newest first.
+
+    Raises:
+        RepositoryError: There is no such version, or none before the newest.
+    """
+    served = list_versions(_model_folder(repository, model))
+    if to is None:
+        if len(served) < 2:
+            raise RepositoryError(f"{model} has no version to roll back to")
+        to = served[-2]
+    if to not in served:
+        raise RepositoryError(f"{model} has no version {to}")
+    newer = [version for version in reversed(served) if version > to]
+    if not newer:
+        raise RepositoryError(f"version {to} of {model} is served already")
+    return [retire_version(repository, model, version) for version in newer]
+
+
 def restore_config(folder: Path) -> None:
     """Makes a model's configuration describe its newest version, as a publish left it."""
     versions = list_versions(folder)

@@ -41,12 +41,18 @@ class SearchRecipe:
         name: What was computed, in words.
         version: Of the recipe's definition.
         images: How many pictures it was fitted on.
+        source: Digest of the packs and folders that they are from; empty where not known.
+        encoder: Digest of the weights it was fitted for; empty where not known.
+        asked: How many components were asked for; fewer exist where pictures were few.
     """
 
     whitening: Whitening
     name: str = RECIPE
     version: int = RECIPE_VERSION
     images: int = 0
+    source: str = ""
+    encoder: str = ""
+    asked: int = 0
 
     @property
     def description(self) -> str:
@@ -100,7 +106,14 @@ def save_recipe(checkpoint_folder: Path, recipe: SearchRecipe) -> Path:
         "mean": recipe.whitening.mean.contiguous(),
         "projection": recipe.whitening.projection.contiguous(),
     }
-    notes = {"recipe": recipe.name, "version": str(recipe.version), "images": str(recipe.images)}
+    notes = {
+        "recipe": recipe.name,
+        "version": str(recipe.version),
+        "images": str(recipe.images),
+        "source": recipe.source,
+        "encoder": recipe.encoder,
+        "asked": str(recipe.asked),
+    }
     try:
         save_file(tensors, aside, metadata=notes)
         os.replace(aside, path)
@@ -133,6 +146,9 @@ def load_recipe(checkpoint_folder: Path) -> SearchRecipe | None:
         Whitening(mean.float(), projection.float()),
         name=notes.get("recipe", RECIPE),
         images=int(notes.get("images", "0")),
+        source=notes.get("source", ""),
+        encoder=notes.get("encoder", ""),
+        asked=int(notes.get("asked", "0")),
     )
 
 

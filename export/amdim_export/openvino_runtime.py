@@ -1,0 +1,52 @@
+"""Runs an exported file with OpenVINO on the CPU, as a function of pictures.
+
+The precision asked for is read back: left alone, OpenVINO computes in bf16 where the CPU can.
+OpenVINO is an extra, so this module is imported only where it is used. Knows no certificate.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from amdim_export.errors import GraphError
+from amdim_export.names import IMAGES
+
+_HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
+
+
+class OpenVinoEncoder:
+    """An exported file, compiled.
+
+    Args:
+        model: A file's path.
+        compute: What layers that are not quantized compute in, fp32 or bf16.
+        threads: Of one call; 0 leaves it to OpenVINO.
+
+    Raises:
+        GraphError: OpenVINO cannot load the file, or would compute in something else.
+    """
+
+    def __init__(self, model: Path, *, compute: str = "fp32", threads: int = 0) -> None:
+        hint = _HINTS[compute]
+        options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            compiled = openvino.Core().compile_model(str(model), "CPU", options)
+        except RuntimeError as error:
+            raise GraphError(f"OpenVINO cannot load the model: {error}") from error
+        used = compiled.get_property("INFERENCE_PRECISION_HINT")
+        if used != hint:
+            raise GraphError(f"asked for {compute}, but OpenVINO computes in {used}")
+        self._request = compiled.create_infer_request()
+        self.output_names = tuple(port.any_name for port in compiled.outputs)
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        """Returns every output of (N, H, W, 3) uint8 pictures."""
+        self._request.infer({IMAGES: np.ascontiguousarray(pixels)}, share_inputs=True)
+        # copied, because the next call writes into the same tensors
+        return {name: self._request.get_tensor(name).data.copy() for name in self.output_names}
