@@ -35,8 +35,8 @@ S, D, E = 32, 8, 12
 ClientFactory = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
-def tiny_graph() -> onnx.ModelProto:
-    rng = np.random.default_rng(0)
+def tiny_graph(seed: int = 0) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:
         values = rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
@@ -120,12 +120,18 @@ def _config(digests: dict[str, str], max_batch_size: int, delay_us: int) -> str:
 
 
 def write_repository(
-    root: Path, *, canary_shift: float = 0.0, max_batch_size: int = 4, delay_us: int = 0
+    root: Path,
+    *,
+    version_name: str = "1",
+    seed: int = 0,
+    canary_shift: float = 0.0,
+    max_batch_size: int = 4,
+    delay_us: int = 0,
 ) -> Path:
-    """Writes model_repository/amdim/1; a `canary_shift` makes the certificate untrue."""
-    version = root / "amdim" / "1"
+    """Writes a version of model_repository/amdim; a `canary_shift` makes its certificate untrue."""
+    version = root / "amdim" / version_name
     version.mkdir(parents=True)
-    data = tiny_graph().SerializeToString()
+    data = tiny_graph(seed).SerializeToString()
     (version / "model.onnx").write_bytes(data)
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     pixels = np.random.default_rng(1).integers(0, 256, (16, S, S, 3), dtype=np.uint8)
@@ -159,6 +165,12 @@ def write_repository(
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="session")
+def publish() -> Callable[..., Path]:
+    """Writes a version of the tiny model: `publish(root, version_name="2", seed=1)`."""
+    return write_repository
 
 
 @pytest.fixture
