@@ -60,7 +60,8 @@ def _compare(
     if error > tolerance.max_relative_error * largest or cosine < tolerance.min_cosine:
         raise CanaryError(
             f"the engine does not reproduce the certificate's {name} "
-            f"(worst cosine {cosine:.6f}, worst error {error / largest:.2e} of the largest value)"
+            f"(worst cosine {cosine:.6f}, worst error {error / largest:.2e} of the largest value)",
+            cosine=cosine,
         )
     return cosine
 

@@ -35,7 +35,16 @@ class ProviderError(StartError):
 
 
 class CanaryError(StartError):
-    """The engine does not reproduce the vectors its certificate vouches for."""
+    """The engine does not reproduce the vectors its certificate vouches for.
+
+    Args:
+        said: One sentence.
+        cosine: The worst one found; 0 where there was nothing to compare.
+    """
+
+    def __init__(self, said: str, *, cosine: float = 0.0) -> None:
+        super().__init__(said)
+        self.cosine = cosine
 
 
 class EngineError(ServingError):

@@ -16,7 +16,7 @@ from typing import Any
 
 from amdim_clients.contract import Certificate
 from amdim_serving.bodies import BodyReader
-from amdim_serving.errors import ServingError
+from amdim_serving.errors import CanaryError, ServingError
 from amdim_serving.metrics import Metrics
 from amdim_serving.opening import ModelConfig, open_model
 from amdim_serving.service import EmbedService
@@ -95,6 +95,8 @@ class Gateway:
         """States in the metrics that this is what serves."""
         self.metrics.describe(self.service.engine, package_version())
         self.metrics.canary_cosine.set(self.canary_cosine)
+        self.metrics.queue_limit.set(self.service.limits.queue_images)
+        self.metrics.ready.set(1)
 
     async def close(self) -> None:
         """Finishes accepted work, then frees threads and engine."""
@@ -113,6 +115,11 @@ class Gateway:
 
         A recent good batch proves it; when idle or after a failure, a canary has to.
         """
+        reason = await self._find_unready()
+        self.metrics.ready.set(reason is None)
+        return reason
+
+    async def _find_unready(self) -> str | None:
         if self.draining or self.service.batcher.closing:
             return "draining"
         stats = self.service.batcher.stats
@@ -122,7 +129,9 @@ class Gateway:
             try:
                 async with asyncio.timeout(_CANARY_TIMEOUT_S):
                     await self.service.encode_canary(self.certificate)
-            except (ServingError, TimeoutError):
+            except (ServingError, TimeoutError) as error:
+                if isinstance(error, CanaryError):
+                    self.metrics.canary_cosine.set(error.cosine)
                 return "engine"
         return None
 

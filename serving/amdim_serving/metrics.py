@@ -8,7 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from amdim_serving.engines import Engine
 
@@ -51,6 +58,12 @@ class Metrics:
         self.queue_images = Gauge(
             "amdim_queue_images", "Images admitted and unanswered.", registry=self.registry
         )
+        self.queue_limit = Gauge(
+            "amdim_queue_limit_images", "Images admitted at most.", registry=self.registry
+        )
+        self.ready = Gauge(
+            "amdim_ready", "Whether the last readiness check passed.", registry=self.registry
+        )
         self.canary_cosine = Gauge(
             "amdim_canary_cosine", "Worst cosine of the last canary run.", registry=self.registry
         )
@@ -65,6 +78,7 @@ class Metrics:
             ["version", "model", "model_version", "engine", "provider", "precision"],
             registry=self.registry,
         )
+        ProcessCollector(registry=self.registry)
         self.reloads = Counter(
             "amdim_reloads", "Reloads by what came of them.", ["outcome"], registry=self.registry
         )
