@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,3 +95,38 @@ def published(
 def repository(published: Path, tmp_path: Path) -> Path:
     """A copy of the published repository that a test may damage."""
     return Path(shutil.copytree(published, tmp_path / "repository"))
+
+
+@pytest.fixture(scope="session")
+def compile_for_tensorrt(
+    repo_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Compiles ONNX files with TensorRT-RTX ahead of time; what it says of each, by name.
+
+    Where it cannot be installed a test is skipped; in CI it fails, lest a green run prove nothing.
+    """
+    tools = repo_root / "export" / "tensorrt_builder"
+    build = subprocess.run(["bash", tools / "build.sh"], capture_output=True, text=True)
+    if build.returncode != 0:
+        problem = f"TensorRT-RTX cannot be installed: {build.stderr[-500:]}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(problem)
+        pytest.skip(problem)
+
+    def compile_files(
+        files: Mapping[str, bytes], *profiles: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("tensorrt")
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        asked = [word for profile in profiles for word in ("--profile", *profile)]
+        command = [repo_root / ".venv/tensorrt/bin/python", tools / "compile.py"]
+        done = subprocess.run(
+            [*command, *(folder / name for name in files), *asked], capture_output=True, text=True
+        )
+        said = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(said) == len(files), done.stderr[-2000:]
+        assert done.returncode == (1 if any("refused" in one for one in said) else 0)
+        return {one["file"]: one for one in said}
+
+    return compile_files

@@ -12,6 +12,7 @@ from amdim_export.repository import (
     publish_version,
     remove_leftovers,
     retire_version,
+    roll_back,
 )
 
 
@@ -90,6 +91,21 @@ def test_retiring_the_newest_rolls_back_and_its_number_is_gone(tmp_path):
     assert next_version(tmp_path / "m") == 3
     with pytest.raises(RepositoryError, match="exists already"):
         _publish(tmp_path, version=2)
+
+
+def test_rolling_back_retires_all_that_is_newer(tmp_path):
+    for content in (b"1", b"2", b"3", b"4"):
+        _publish(tmp_path, content)
+    assert [path.name for path in roll_back(tmp_path, "m")] == ["4"]
+    assert [path.name for path in roll_back(tmp_path, "m", 1)] == ["3", "2"]
+    assert (tmp_path / "m/config.pbtxt").read_text() == 'name: "m1"\n'
+    assert _publish(tmp_path, b"5").name == "5"
+    for to, problem in ((7, "no version 7"), (5, "served already"), (2, "no version 2")):
+        with pytest.raises(RepositoryError, match=problem):
+            roll_back(tmp_path, "m", to)
+    roll_back(tmp_path, "m")
+    with pytest.raises(RepositoryError, match="to roll back to"):
+        roll_back(tmp_path, "m")
 
 
 def test_the_only_version_stays(tmp_path):
