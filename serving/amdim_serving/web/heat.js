@@ -41,6 +41,8 @@ export function heatCanvas(image, map, spec, label) {
   // The crop is in the middle; cell centres lie at 1/8 to 7/8 of it, so each cell is 1/8 wide.
   const crop = (Math.min(width, height) * spec.image_size) / spec.resize;
   const side = (crop * CELLS) / (CELLS + 1);
+  context.strokeStyle = "rgb(255 255 255 / 45%)";
+  context.strokeRect((width - crop) / 2, (height - crop) / 2, crop, crop);
   context.imageSmoothingQuality = "high";
   context.drawImage(cells, (width - side) / 2, (height - side) / 2, side, side);
   return canvas;

@@ -2,7 +2,7 @@
 // the map. Exif orientation is followed, as by the server.
 
 const TILE = 320; // longer side of the JPEG: twice a tile, for fine screens
-const ICON = 56; // longer side of the bitmap
+const ICON = 72; // longer side of the bitmap
 
 addEventListener("message", async ({ data: { id, file } }) => {
   try {
