@@ -46,8 +46,8 @@ bench: env-dev ## Print every benchmark's table
 lock: env-dev ## Resolve pyproject.toml anew and write constraints.txt
 	@$(DEV)/python scripts/lock.py
 
-audit: env-dev ## Look the pinned packages up for known vulnerabilities
-	@$(DEV)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+audit: env-dev ## Look the pinned packages up for known vulnerabilities: ARGS=--where-reachable
+	@$(DEV)/python scripts/audit.py $(ARGS)
 
 clean: ## Remove environments, caches and builds
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
