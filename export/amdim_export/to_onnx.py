@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import torch
@@ -30,6 +31,9 @@ SERVED_OPS = frozenset(
 )
 """Every operator an exported encoder may hold: a batch norm or a dropout was not folded."""
 
+QDQ_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""What a quantized one holds besides."""
+
 
 def to_onnx(
     graph: nn.Module,
@@ -39,6 +43,7 @@ def to_onnx(
     dynamic: Mapping[int, str],
     halves: frozenset[str] = frozenset(),
     opset: int = OPSET,
+    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> bytes:
     """Exports a module of one input, `images`, and returns the file's bytes.
 
@@ -51,6 +56,7 @@ def to_onnx(
         dynamic: Axes of `images` that may vary, with their names.
         halves: Weights to store as float16; see `storage.round_weights`.
         opset: The version of ONNX's operators.
+        translations: What to write for a quantized graph's operators; see `qdq`.
 
     Raises:
         GraphError: The exporter left an operator or a shape that does not belong.
@@ -65,13 +71,14 @@ def to_onnx(
             input_names=[IMAGES],
             output_names=list(output_names),
             dynamic_shapes={IMAGES: dims},
+            custom_translation_table=dict(translations or {}),
             external_data=False,
             verbose=False,
         )
     if program is None:
         raise GraphError("the exporter gave no graph")
     model = store_as_float16(_without_traces(program.model_proto), halves)
-    _check(model, output_names, opset)
+    _check(model, output_names, opset, SERVED_OPS | (QDQ_OPS if translations else frozenset()))
     return model.SerializeToString(deterministic=True)
 
 
@@ -93,7 +100,9 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _check(model: onnx.ModelProto, output_names: Sequence[str], opset: int) -> None:
+def _check(
+    model: onnx.ModelProto, output_names: Sequence[str], opset: int, allowed: frozenset[str]
+) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
@@ -101,7 +110,7 @@ def _check(model: onnx.ModelProto, output_names: Sequence[str], opset: int) -> N
         raise GraphError(f"the exported graph is not valid ONNX: {error}") from error
     if [(entry.domain, entry.version) for entry in model.opset_import] != [("", opset)]:
         raise GraphError(f"the exported graph is not of opset {opset} alone")
-    unknown = {node.op_type for node in model.graph.node} - SERVED_OPS
+    unknown = {node.op_type for node in model.graph.node} - allowed
     if unknown:
         raise GraphError(f"unexpected operators in the exported graph: {sorted(unknown)}")
     if [value.name for value in inferred.graph.output] != list(output_names):

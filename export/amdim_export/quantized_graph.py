@@ -1,0 +1,208 @@
+"""The serving graph with quantizers in it: the same layers, rounding where int8 kernels round.
+
+A tensor is rounded once, where it is made, whoever reads it: the next convolution and the
+shortcut see the same values, so no float copy of an activation crosses memory. Where levels are
+unsigned, the trunk's sums are shifted by a constant for each channel until nothing is negative:
+the encoder pads nothing, so biases undo that exactly. Knows no training.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amdim_export.fusion import FusedHead, FusedStem, FusedUnit
+from amdim_export.graph import ServingGraph
+from amdim_export.quantizers import ActivationQuantizer, QuantizedConv
+from amdim_training.encoder import Stem
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scheme:
+    """What is quantized and how.
+
+    Attributes:
+        signed: Whether every activation is int8, as TensorRT wants it; else all are uint8 with
+            zero point 0, which uses every level and is what CPUs multiply with signed weights.
+            (OpenVINO 2026.4 gives wrong sums where int8 activations were joined.)
+        keep_float: Parts left in float: `head5`, `head7`, or a unit's number in the trunk's
+            layers.
+    """
+
+    signed: bool = False
+    keep_float: frozenset[str] = frozenset()
+
+
+class QuantizedStem(nn.Module):
+    """A stem in float whose result is rounded: three channels are too few for int8 kernels."""
+
+    def __init__(self, stem: FusedStem | Stem, scheme: Scheme) -> None:
+        super().__init__()
+        self.conv = stem.conv
+        self.leave = ActivationQuantizer(unsigned=not scheme.signed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C, h, w)."""
+        out: Tensor = self.leave(F.relu(self.conv(x)))
+        return out
+
+
+class QuantizedUnit(nn.Module):
+    """A residual unit whose hidden layer and sum are rounded; the trunk's last sum is not."""
+
+    shortcut_scale: Tensor | None
+
+    def __init__(self, unit: FusedUnit, scheme: Scheme, *, keep_float: bool, last: bool) -> None:
+        super().__init__()
+        self.kernel, self.stride = unit.kernel, unit.stride
+        self.conv1 = _conv(unit.conv1, keep_float)
+        self.hidden = None if keep_float else ActivationQuantizer(unsigned=not scheme.signed)
+        self.carried = _conv(unit.carried, keep_float)
+        self.fresh = None if unit.fresh is None else _conv(unit.fresh, keep_float)
+        self.register_buffer("shortcut_scale", unit.shortcut_scale)
+        rounds = not last
+        self.leave = ActivationQuantizer(unsigned=not scheme.signed) if rounds else None
+        # kernels that add in place round the pooled shortcut: said here, so that training sees it
+        pools = rounds and unit.kernel > 1
+        self.pooled = ActivationQuantizer(unsigned=not scheme.signed) if pools else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C_out, h, w)."""
+        hidden = F.relu(self.conv1(x))
+        if self.hidden is not None:
+            hidden = self.hidden(hidden)
+        shortcut = x if self.kernel == 1 else F.avg_pool2d(x, self.kernel, self.stride)
+        if self.shortcut_scale is not None:
+            shortcut = shortcut * self.shortcut_scale
+        if self.pooled is not None:
+            shortcut = self.pooled(shortcut)
+        parts = [self.carried(hidden) + shortcut]
+        if self.fresh is not None:
+            parts.append(self.fresh(hidden))
+        if self.leave is not None:
+            # before they are joined, so that each is rounded inside its convolution's kernel
+            parts = [self.leave(part) for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class QuantizedHead(nn.Module):
+    """A local head: (N, C, d, d) on its levels -> (N, D, d, d) in float."""
+
+    def __init__(self, head: FusedHead, scheme: Scheme) -> None:
+        super().__init__()
+        self.conv1 = QuantizedConv(head.conv1)
+        self.hidden = ActivationQuantizer(unsigned=not scheme.signed)
+        self.conv2 = QuantizedConv(head.conv2)
+        self.shortcut = QuantizedConv(head.shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, d, d) -> (N, D, d, d)."""
+        hidden = self.hidden(F.relu(self.conv1(x)))
+        out: Tensor = self.conv2(hidden) + self.shortcut(x)
+        return out
+
+
+def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
+    """Returns a copy of a serving graph with quantizers that have yet to see their ranges."""
+    graph = copy.deepcopy(graph)
+    trunk, kept = graph.trunk, scheme.keep_float
+    count = len(trunk.layers)
+    for index, layer in enumerate(trunk.layers):
+        if isinstance(layer, FusedStem | Stem):
+            if not isinstance(trunk.layers[index + 1], Stem):  # the 128 px encoder has two
+                trunk.layers[index] = QuantizedStem(layer, scheme)
+        elif isinstance(layer, FusedUnit):
+            trunk.layers[index] = QuantizedUnit(
+                layer, scheme, keep_float=str(index) in kept, last=index == count - 1
+            )
+    if "head5" not in kept:
+        trunk.head5 = QuantizedHead(trunk.head5, scheme)
+    if "head7" not in kept:
+        trunk.head7 = QuantizedHead(trunk.head7, scheme)
+    return graph
+
+
+def calibrate(graph: ServingGraph, pixels: Tensor, *, batch_size: int = 64) -> None:
+    """Takes ranges and mean errors from pictures (N, S, S, 3), uint8."""
+    parts = [m for m in graph.modules() if isinstance(m, ActivationQuantizer | QuantizedConv)]
+    for part in parts:
+        part.observe()
+    with torch.no_grad():
+        for chunk in pixels.split(batch_size):
+            graph(chunk)
+    for part in parts:
+        part.settle()
+
+
+def shift_sums(graph: ServingGraph, pixels: Tensor, *, batch_size: int = 64) -> None:
+    """Adds to each of the trunk's sums what makes it positive, and takes it off again later.
+
+    Args:
+        graph: In float, changed in place; computes the same.
+        pixels: (N, S, S, 3) uint8, what "positive" is measured on.
+        batch_size: Pictures run at once.
+    """
+    trunk = graph.trunk
+    units = [layer for layer in trunk.layers if isinstance(layer, FusedUnit)]
+    lows = _lowest(graph, units[:-1], pixels, batch_size)
+    for before, after, low in zip(units, units[1:], lows, strict=False):
+        kept = before.carried.out_channels
+        _add_to_bias(before.carried, -low[:kept])
+        if before.fresh is not None:
+            _add_to_bias(before.fresh, -low[kept:])
+        _add_to_bias(after.conv1, _response(after.conv1, low))
+        scale = after.shortcut_scale
+        _add_to_bias(after.carried, low if scale is None else low * scale.flatten())
+    layers = list(trunk.layers)
+    for tap, head in ((trunk.tap5, trunk.head5), (trunk.tap7, trunk.head7)):
+        low = lows[units.index(layers[tap - 1])]
+        for conv in (head.conv1, head.shortcut):
+            _add_to_bias(conv, _response(conv, low))
+
+
+def freeze(graph: nn.Module) -> None:
+    """Makes a quantized graph compute, for good, exactly what its exported file will."""
+    for module in graph.modules():
+        if isinstance(module, QuantizedConv | ActivationQuantizer):
+            module.freeze()
+    graph.requires_grad_(False)
+
+
+def _lowest(
+    graph: ServingGraph, units: list[FusedUnit], pixels: Tensor, batch_size: int
+) -> list[Tensor]:
+    """Returns each unit's lowest output by channel, (C,)."""
+    seen: dict[int, Tensor] = {}
+
+    def note(unit: nn.Module, _: object, out: Tensor) -> None:
+        low = out.amin(dim=(0, 2, 3))
+        seen[id(unit)] = torch.minimum(seen.get(id(unit), low), low)
+
+    hooks = [unit.register_forward_hook(note) for unit in units]
+    try:
+        with torch.no_grad():
+            for chunk in pixels.split(batch_size):
+                graph(chunk)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[id(unit)] for unit in units]
+
+
+def _response(conv: nn.Conv2d, constant: Tensor) -> Tensor:
+    """Returns what a convolution without padding makes of a constant (C,) everywhere."""
+    return conv.weight.detach().sum(dim=(2, 3)) @ constant
+
+
+def _add_to_bias(conv: nn.Conv2d, values: Tensor) -> None:
+    if conv.bias is None:
+        conv.bias = nn.Parameter(torch.zeros(conv.out_channels), requires_grad=False)
+    conv.bias.data += values
+
+
+def _conv(conv: nn.Conv2d, keep_float: bool) -> nn.Conv2d | QuantizedConv:
+    return conv if keep_float else QuantizedConv(conv)
