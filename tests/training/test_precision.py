@@ -8,7 +8,7 @@ import pytest
 
 from amdim_training.config import TrainConfig
 from amdim_training.errors import ConfigError
-from amdim_training.precision import choose_compiled, choose_precision
+from amdim_training.precision import choose_compiled, choose_memory_format, choose_precision
 from amdim_training.train import train
 
 
@@ -25,6 +25,16 @@ def test_the_faster_precision_is_taken(fp32, bf16, chosen) -> None:
     assert choose_precision("auto", sleeping({"fp32": fp32, "bf16": bf16}, [])) == chosen
 
 
+@pytest.mark.parametrize("fast", ["channels_last", "contiguous"])
+def test_the_faster_memory_format_is_taken(fast: str, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    seconds = {"channels_last": 0.03, "contiguous": 0.03} | {fast: 0.0}
+    assert choose_memory_format("auto", sleeping(seconds, [])) == fast
+    assert f"memory_format auto: a step takes 0.0{'3' if fast != 'contiguous' else '0'}" in (
+        caplog.text
+    )
+
+
 @pytest.mark.parametrize(("eager", "compiled", "chosen"), [(0.03, 0.0, True), (0.0, 0.03, False)])
 def test_compiling_is_taken_where_it_is_faster(eager, compiled, chosen, caplog) -> None:
     caplog.set_level(logging.INFO)
@@ -37,6 +47,7 @@ def test_a_named_choice_is_not_measured(wanted: bool) -> None:
     steps: list[object] = []
     assert choose_compiled(wanted, sleeping({}, steps)) is wanted
     assert choose_precision("bf16", sleeping({}, steps)) == "bf16"
+    assert choose_memory_format("contiguous", sleeping({}, steps)) == "contiguous"
     assert steps == []
 
 
@@ -60,6 +71,12 @@ def test_compile_is_a_flag_or_auto() -> None:
         TrainConfig.from_dict({"run": {"compile": "maybe"}})
     with pytest.raises(ConfigError, match=r"data\.classifiers"):
         TrainConfig.from_dict({"data": {"classifiers": "auto"}})
+
+
+@pytest.mark.parametrize("key", ["precision", "memory_format"])
+def test_an_unknown_choice_is_named(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.{key} is one of auto, .*, not 'fast'"):
+        TrainConfig.from_dict({"run": {key: "fast"}})
 
 
 def test_a_run_measures_whether_to_compile(write_pack, tmp_path: Path, monkeypatch) -> None:

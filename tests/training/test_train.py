@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from amdim_training import infomax_loss
-from amdim_training.checkpoint import load_checkpoint, run_checkpoints
+from amdim_training.checkpoint import load_checkpoint, load_state, run_checkpoints
 from amdim_training.cli import convert
 from amdim_training.config import EncoderConfig, LossConfig, TrainConfig
 from amdim_training.encoder import AmdimEncoder
@@ -36,7 +36,8 @@ def make_config(write_pack, tmp_path: Path):
             },
             "loss": {},
             "run": {
-                "out": str(tmp_path / "run"), "precision": "fp32", "log_every": 1, "save_every": 3,
+                "out": str(tmp_path / "run"), "precision": "fp32",
+                "memory_format": "channels_last", "log_every": 1, "save_every": 3,
             },
         }  # fmt: skip
         for section, table in changes.items():
@@ -163,6 +164,62 @@ def test_auto_precision_is_measured_and_leaves_no_trace(make_config, tmp_path) -
     named = make_config(run={"precision": chosen, "out": str(tmp_path / "named")})
     train(named)
     losses = [[r["total"] for r in records(c, "step")] for c in (config, named)]
+    assert losses[0] == losses[1]
+
+
+def test_memory_formats_are_measured_logged_and_change_no_more_than_rounding(
+    make_config, tmp_path
+) -> None:
+    totals = {}
+    for layout in ("auto", "channels_last", "contiguous"):
+        config = make_config(run={"memory_format": layout, "out": str(tmp_path / layout)})
+        train(config)
+        chosen = records(config, "start")[0]["memory_format"]
+        assert layout in ("auto", chosen)
+        totals[layout] = [record["total"] for record in records(config, "step")]
+        if layout == "auto":
+            measured = chosen
+    assert totals["auto"] == totals[measured]  # the measurement left no trace
+    meta = load_checkpoint(tmp_path / "auto").meta
+    assert meta["settled"]["memory_format"] == measured
+    assert totals["contiguous"] == pytest.approx(totals["channels_last"], abs=1e-3)
+
+
+def test_a_run_that_goes_on_keeps_what_it_measured(make_config, caplog) -> None:
+    config = make_config(run={"precision": "auto", "memory_format": "auto"})
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        train(config)
+    caplog.set_level("INFO")
+    train(config)
+    first, second = records(config, "start")
+    for key in ("precision", "memory_format", "compiled"):
+        assert first[key] == second[key]
+    assert "auto: a step takes" not in caplog.text  # the second part measured nothing
+
+
+def test_fp16_scales_the_loss_skips_what_overflows_and_resumes_exactly(
+    make_config, tmp_path
+) -> None:
+    whole = make_config(run={"precision": "fp16"})
+    train(whole)
+    halved = make_config(run={"precision": "fp16", "out": str(tmp_path / "halved")})
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        train(halved)
+    train(halved)
+    losses = [[r["total"] for r in records(c, "step")] for c in (whole, halved)]
+    assert losses[0] == losses[1]
+    state = load_state(run_checkpoints(Path(whole.run.out))[-1])
+    assert 0 < state["loss_scale.scale"].item() <= 65536.0
+
+
+def test_images_from_a_cache_train_as_images_in_memory_do(make_config, tmp_path) -> None:
+    plain = make_config()
+    cached = make_config(run={"cache": str(tmp_path / "cache"), "out": str(tmp_path / "cached")})
+    train(plain)
+    train(cached)
+    losses = [[r["total"] for r in records(c, "step")] for c in (plain, cached)]
     assert losses[0] == losses[1]
 
 

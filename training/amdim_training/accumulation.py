@@ -22,7 +22,13 @@ Loss = Callable[[EncoderFeatures, EncoderFeatures], LossTerms]
 
 
 def backward_in_parts(
-    encoder: nn.Module, encode: Encode, loss: Loss, views: tuple[Tensor, Tensor], *, part: int
+    encoder: nn.Module,
+    encode: Encode,
+    loss: Loss,
+    views: tuple[Tensor, Tensor],
+    *,
+    part: int,
+    scaled: Callable[[Tensor], Tensor] = lambda total: total,
 ) -> tuple[LossTerms, EncoderFeatures, EncoderFeatures]:
     """Adds the whole batch's gradient to the encoder's, a part of the batch in memory at a time.
 
@@ -32,6 +38,7 @@ def backward_in_parts(
         loss: Of both views' features of the whole batch.
         views: Two (N, 3, S, S) batches.
         part: Images encoded at a time.
+        scaled: What is differentiated in the loss's place (fp16's scaling).
 
     Returns:
         The whole batch's losses and both views' features, without gradients.
@@ -42,7 +49,7 @@ def backward_in_parts(
         EncoderFeatures(*(tensor.float().requires_grad_() for tensor in view)) for view in features
     ]
     terms = loss(leaves[0], leaves[1])
-    terms.total.backward()
+    scaled(terms.total).backward()
     with _frozen_norms(encoder):
         for view, wanted in zip(views, leaves, strict=True):
             for start in range(0, len(view), part):

@@ -13,7 +13,8 @@ from typing import Any, Literal, Self, get_args
 
 from amdim_training.errors import ConfigError
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 ViewsName = Literal["cifar", "stl10", "imagenet", "strong"]
 
 Augmentation = Literal["jitter", "gray", "crop", "flip"]
@@ -148,7 +149,9 @@ class RunConfig:
     """A checkpoint whose weights and optimiser state a new run begins with."""
     seed: int = 0
     precision: Precision = "auto"
-    """`auto` times fp32 and bf16 on the machine at hand before the first step."""
+    """`auto` times fp32 and bf16 on the machine at hand first; fp16 comes with a scaled loss."""
+    memory_format: MemoryFormat = "auto"
+    """`auto` times a step in either order of channels; several processes take channels_last."""
     compile: bool | Literal["auto"] = False
     """Whether torch.compile builds the encoder; `auto` times a step both ways before the first."""
     deterministic: bool = False
@@ -163,6 +166,14 @@ class RunConfig:
     """Save and stop cleanly after so long; 0 runs to the last update."""
     tensorboard: bool = False
     """Whether curves, score histograms and view pairs are written for TensorBoard."""
+    cache: str = ""
+    """A folder for decoded training images, mapped rather than read; empty keeps them in memory."""
+
+    def __post_init__(self) -> None:
+        for key, known in (("precision", Precision), ("memory_format", MemoryFormat)):
+            if getattr(self, key) not in get_args(known):
+                choices = ", ".join(get_args(known))
+                raise ConfigError(f"run.{key} is one of {choices}, not {getattr(self, key)!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

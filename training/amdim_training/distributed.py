@@ -44,6 +44,13 @@ class GlobalBatch:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return bool(raised.item())
 
+    def of_first(self, number: int) -> int:
+        """Returns the first process's number: what only one may decide."""
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        told = torch.tensor(number, device=device)
+        dist.broadcast(told, 0)
+        return int(told.item())
+
 
 class _Gather(torch.autograd.Function):
     @staticmethod

@@ -30,6 +30,14 @@ def make_adam(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.
     )
 
 
+def match_layout(optimizer: Optimizer) -> None:
+    """Lays Adam's moments out as their parameters are, whose memory format has changed."""
+    for parameter, state in optimizer.state.items():
+        for key in _MOMENTS:
+            if key in state:
+                state[key] = torch.empty_like(parameter).copy_(state[key])
+
+
 def optimizer_tensors(optimizer: Optimizer, parameters: Named) -> dict[str, Tensor]:
     """Returns Adam's state of every named parameter as `<quantity>/<name>`, on the CPU."""
     tensors: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
-"""How this machine trains fastest: fp32 or bf16, compiled or not, found out by a few steps of each.
+"""How this machine trains fastest: precision, order of channels, compiled or not, by a few steps.
 
 bf16 wins where the CPU multiplies it natively (AMX, AVX512-BF16) and on GPUs, and loses elsewhere;
-torch.compile needs a C++ compiler and pays on some encoders only. So nothing but a measurement on
-the machine at hand decides.
+channels_last mostly wins, not everywhere; torch.compile needs a C++ compiler and pays on some
+encoders only. So nothing but a measurement on the machine at hand decides.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from typing import Literal, TypeVar
 
 import torch
 
-from amdim_training.config import Precision
+from amdim_training.config import MemoryFormat, Precision
 
 _CLEARLY = 0.97
 """A compiled step must take at most so much of an eager one's time to be worth compiling."""
 
-_Choice = TypeVar("_Choice", Precision, bool)
+_AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_Choice = TypeVar("_Choice", Precision, MemoryFormat, bool)
 
 _log = logging.getLogger(__name__)
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:
     """Returns the context an encoder's forward pass runs in; losses stay outside it."""
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
+    if precision in _AUTOCAST:
+        return torch.autocast(device.type, _AUTOCAST[precision])
     return contextlib.nullcontext()
 
 
@@ -44,16 +46,24 @@ def choose_precision(
     """
     if wanted != "auto":
         return wanted
-    seconds: dict[Precision, float] = {}
-    for precision in ("fp32", "bf16"):
-        run_step(precision)
-        seconds[precision] = min(_time(run_step, precision) for _ in range(repeats))
-    chosen = min(seconds, key=seconds.__getitem__)
-    _log.info(
-        "precision auto: a step takes %.3f s in fp32 and %.3f s in bf16; %s it is",
-        seconds["fp32"], seconds["bf16"], chosen,
-    )  # fmt: skip
-    return chosen
+    choices: tuple[Precision, ...] = ("fp32", "bf16")
+    return _fastest("precision", choices, run_step, repeats)
+
+
+def choose_memory_format(
+    wanted: MemoryFormat, run_step: Callable[[MemoryFormat], object], *, repeats: int = 3
+) -> MemoryFormat:
+    """Returns `wanted`, or for `auto` the faster order of an image's values in memory.
+
+    Args:
+        wanted: `channels_last`, `contiguous` (channels first) or `auto`.
+        run_step: Makes one whole training step in a format and waits for it.
+        repeats: Timed steps of each, after one untimed; the fastest counts.
+    """
+    if wanted != "auto":
+        return wanted
+    choices: tuple[MemoryFormat, ...] = ("contiguous", "channels_last")
+    return _fastest("memory_format", choices, run_step, repeats)
 
 
 def choose_compiled(
@@ -83,6 +93,19 @@ def choose_compiled(
         "compile auto: a step takes %.3f s as it is and %.3f s compiled; %s",
         eager, compiled, "compiled it is" if chosen else "not compiled",
     )  # fmt: skip
+    return chosen
+
+
+def _fastest(
+    what: str, choices: tuple[_Choice, ...], run_step: Callable[[_Choice], object], repeats: int
+) -> _Choice:
+    seconds: dict[_Choice, float] = {}
+    for choice in choices:
+        run_step(choice)
+        seconds[choice] = min(_time(run_step, choice) for _ in range(repeats))
+    chosen = min(seconds, key=seconds.__getitem__)
+    took = " and ".join(f"{value:.3f} s in {choice}" for choice, value in seconds.items())
+    _log.info("%s auto: a step takes %s; %s it is", what, took, chosen)
     return chosen
 
 

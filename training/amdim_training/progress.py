@@ -66,5 +66,7 @@ def describe(record: Mapping[str, Any]) -> str:
         )
     return (
         f"from update {record['step']} of {record['steps']}: {record['images']} images, "
-        f"{record['precision']}, {record['device']}, {record['threads']} threads"
+        f"{record['precision']}, {record['memory_format']}, "
+        f"{'compiled' if record['compiled'] else 'not compiled'}, "
+        f"{record['device']}, {record['threads']} threads"
     )

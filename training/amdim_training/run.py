@@ -25,15 +25,21 @@ from amdim_training.checkpoint import (
     save_checkpoint,
     step_folder,
 )
-from amdim_training.config import Precision, TrainConfig
+from amdim_training.config import MemoryFormat, Precision, TrainConfig
 from amdim_training.distributed import GlobalBatch
 from amdim_training.encoder import AmdimEncoder, EncoderFeatures
 from amdim_training.errors import ConfigError
 from amdim_training.loss import LossTerms, Sources, draw_sources
 from amdim_training.mixture import MixtureHead
 from amdim_training.online_classifiers import ClassifierTrainer
-from amdim_training.optimizer import make_adam, optimizer_tensors, restore_optimizer
+from amdim_training.optimizer import (
+    make_adam,
+    match_layout,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from amdim_training.precision import autocast
+from amdim_training.scaling import LossScaler
 from amdim_training.schedule import learning_rate
 from amdim_training.step import objective
 from amdim_training.views import draw_pair, views_config
@@ -49,9 +55,10 @@ class Run:
 
     Args:
         config: The run.
-        pixels: (N, P, P, 3) uint8 training images, on the device.
+        pixels: (N, P, P, 3) uint8 training images, on the device or, too many for it, on the CPU.
         labels: (N,) int64, for the classifiers beside the encoder; -1 is none.
         batch: This process's part of the batch, where there are several.
+        device: Where the encoder trains; by default where the pixels are.
 
     Raises:
         ConfigError: The folder holds a run of another configuration, or the device cannot do
@@ -65,18 +72,23 @@ class Run:
         pixels: Tensor,
         labels: Tensor | None = None,
         batch: GlobalBatch | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.config, self.pixels, self.batch = config, pixels, batch
-        self.device = pixels.device
+        self.device = device or pixels.device
         self.folder = Path(config.run.out)
         self.views = views_config(config.data.views, config.data.without)
         self.steps_per_epoch = len(pixels) // config.optim.batch_size
         self.steps = config.optim.steps or config.optim.epochs * self.steps_per_epoch
         self.step = 0
+        self.settled: Mapping[str, Any] = {}
+        """What `choices.settle` measured; a run that goes on has its earlier part's."""
         self._order: tuple[int, Tensor] | None = None
         torch.manual_seed(config.run.seed)
         self.encoder = AmdimEncoder(config.encoder).to(self.device)
-        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        named = config.run.memory_format == "contiguous"
+        self._layout = torch.contiguous_format if named else torch.channels_last
+        self.encoder.to(memory_format=self._layout)  # type: ignore[call-overload]
         self.mixture = (
             MixtureHead(config.encoder.embed_dim, config.loss.mixtures).to(self.device)
             if config.loss.mixtures
@@ -91,6 +103,7 @@ class Run:
         self.average = (
             WeightAverage(self.encoder, config.optim.ema_decay) if config.optim.ema_decay else None
         )
+        self.scaler = LossScaler(self.device, enabled=config.run.precision == "fp16")
         self._restore()
         self._forward, self._mixture = self._wrapped()
         self.encoder.train()
@@ -110,23 +123,23 @@ class Run:
         rank, world = (self.batch.rank, self.batch.world_size) if self.batch else (0, 1)
         indices = self._batch_indices()
         n = len(indices) // world
-        mine = indices[rank * n : (rank + 1) * n].to(self.device)
+        mine = indices[rank * n : (rank + 1) * n]
         generator = self._generator(rank)
         torch.manual_seed(generator.initial_seed())  # the classifiers' dropout
-        views = self.draw_views(self.pixels[mine], generator)
+        views = self.draw_views(self.pictures(mine), generator)
         drawn = draw_sources(n, device=self.device, generator=generator)
         rate = learning_rate(optim, self.step, self.steps, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         terms, first, second = self._backward(views, drawn, precision)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
         self.step += 1
         if self.average is not None:
             self.average.update(self.encoder)
         losses = {name: term.detach() for name, term in terms._asdict().items()}
         if self.classifiers is not None:
-            losses |= self.classifiers.update((first.f1, second.f1), mine, rate)
+            losses |= self.classifiers.update((first.f1, second.f1), mine.to(self.device), rate)
         return losses
 
     def _backward(
@@ -150,16 +163,18 @@ class Run:
             )
 
         if part := self.config.optim.part_size:
-            return backward_in_parts(self.encoder, encode, score, views, part=part)
+            scaled = self.scaler.scale
+            return backward_in_parts(self.encoder, encode, score, views, part=part, scaled=scaled)
         first, second = encode(views[0]), encode(views[1])
         terms = score(first, second)
-        terms.total.backward()
+        self.scaler.scale(terms.total).backward()
         return terms, first, second
 
     def trial_step(self, precision: Precision) -> None:
         """Runs a step's forward and backward pass and leaves no trace of it."""
         buffers = {key: value.clone() for key, value in self.encoder.named_buffers()}
-        views = self.draw_views(self.pixels[: self.config.optim.batch_size], self._generator(0))
+        first = torch.arange(self.config.optim.batch_size)
+        views = self.draw_views(self.pictures(first), self._generator(0))
         drawn = draw_sources(len(views[0]), device=self.device, generator=self._generator(1))
         terms, _, _ = self._backward(views, drawn, precision)
         terms.total.item()  # waits for the device
@@ -179,7 +194,11 @@ class Run:
                 folder,
                 self.encoder,
                 self.views.normalization,
-                meta={"step": self.step, "train": self.config.to_dict()},
+                meta={
+                    "step": self.step,
+                    "train": self.config.to_dict(),
+                    "settled": dict(self.settled),
+                },
                 state=self._state(),
                 averaged=averaged,
             )
@@ -192,9 +211,13 @@ class Run:
         size = self.config.encoder.image_size
         first, second = draw_pair(images, size, self.views, generator)
         return (
-            first.contiguous(memory_format=torch.channels_last),
-            second.contiguous(memory_format=torch.channels_last),
+            first.contiguous(memory_format=self._layout),
+            second.contiguous(memory_format=self._layout),
         )
+
+    def pictures(self, indices: Tensor) -> Tensor:
+        """Returns (n, P, P, 3) uint8 training images on the device, by (n,) int64 places."""
+        return self.pixels[indices.to(self.pixels.device)].to(self.device)
 
     def _generator(self, rank: int) -> torch.Generator:
         seed = self.config.run.seed * 1_000_003 + self.step + rank * 1_000_000_007
@@ -205,7 +228,7 @@ class Run:
         size = min(self.config.optim.batch_size, 256)
         for _ in range(NORM_BATCHES):
             indices = torch.randint(len(self.pixels), (size,), generator=generator)
-            yield self.draw_views(self.pixels[indices.to(self.device)], generator)[0]
+            yield self.draw_views(self.pictures(indices), generator)[0]
 
     def _batch_indices(self) -> Tensor:
         """Returns (N,) int64 places of this update's images; an epoch's last part is dropped."""
@@ -239,6 +262,13 @@ class Run:
         mixture = self.mixture and nn.parallel.DistributedDataParallel(self.mixture)
         return spread, mixture
 
+    def use_memory_format(self, wanted: MemoryFormat) -> None:
+        """Has the encoder compute in this order of channels from now on; for one process."""
+        contiguous = wanted == "contiguous"
+        self._layout = torch.contiguous_format if contiguous else torch.channels_last
+        self.encoder.to(memory_format=self._layout)  # type: ignore[call-overload]
+        match_layout(self.optimizer)
+
     def use_compiled(self, wanted: bool) -> None:
         """Has torch.compile build the encoder from now on, or not; for one process."""
         self._forward = self._built(wanted)
@@ -261,7 +291,7 @@ class Run:
             state |= {_MIXTURE + name: value.cpu() for name, value in weights.items()}
         if self.classifiers is not None:
             state |= self.classifiers.state()
-        return state
+        return state | self.scaler.state()
 
     def _restore(self) -> None:
         saved = run_checkpoints(self.folder)
@@ -269,6 +299,7 @@ class Run:
             checkpoint = load_checkpoint(saved[-1])
             self._check_same_run(checkpoint.meta)
             self.step = int(checkpoint.meta["step"])
+            self.settled = dict(checkpoint.meta.get("settled", {}))
         elif self.config.run.init_from:
             checkpoint = load_checkpoint(self.config.run.init_from)
             if checkpoint.encoder.config != self.config.encoder:
@@ -284,6 +315,7 @@ class Run:
         restore_optimizer(self.optimizer, self._trained(), state)
         if self.classifiers is not None:
             self.classifiers.restore(state)
+        self.scaler.restore(state)
         if self.average is not None:
             self.average = WeightAverage(self.encoder, self.config.optim.ema_decay)
             averaged = load_averaged(checkpoint.path)

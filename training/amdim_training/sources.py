@@ -52,23 +52,47 @@ def open_source(source: str | Path, splits: frozenset[str]) -> Iterator[Row]:
     Raises:
         DataError: There is no such source, or it cannot be read.
     """
-    path = Path(source)
-    if path.is_dir():
-        return folder_rows(path)
-    if path.suffix == ".parquet" and path.is_file():
-        return parquet_rows(path, splits)
-    name, separator, rest = str(source).partition(":")
-    if name == "hf" and rest:
-        return hub_rows(rest, splits)
     from amdim_training.named_sources import FORMATS
 
+    path = Path(source)
+    hub = hub_name(source)
+    if hub is not None:
+        return hub_rows(hub, splits)
+    root = source_root(source)
+    if root != path:
+        return FORMATS[str(source).partition(":")[0]](root, splits)
+    return folder_rows(path) if path.is_dir() else parquet_rows(path, splits)
+
+
+def hub_name(source: str | Path) -> str | None:
+    """Returns the `OWNER/NAME[@REVISION]` that a source means on the hub, None for another."""
+    if Path(source).exists():
+        return None
+    name, _, rest = str(source).partition(":")
+    if name == "hf" and rest:
+        return rest
+    return HUB_NAMES.get(str(source))
+
+
+def source_root(source: str | Path) -> Path:
+    """Returns the file or folder that a source's pictures are in, the hub's copy downloaded.
+
+    Raises:
+        DataError: There is no such source.
+    """
+    from amdim_training.named_sources import FORMATS
+
+    path = Path(source)
+    if path.is_dir() or (path.suffix == ".parquet" and path.is_file()):
+        return path
+    hub = hub_name(source)
+    if hub is not None:
+        return hub_folder(hub)
+    name, separator, rest = str(source).partition(":")
     if separator and name in FORMATS:
-        folder = Path(rest)
-        if not rest or not folder.is_dir():
+        if not rest or not Path(rest).is_dir():
             raise DataError(f"{source}: there is no folder {rest or '(none named)'}")
-        return FORMATS[name](folder, splits)
-    if not separator and name in HUB_NAMES:
-        return hub_rows(HUB_NAMES[name], splits)
+        return Path(rest)
     if not separator and name in FORMATS:
         raise DataError(f"{name} is not on the hub under a name known here: say {name}:FOLDER")
     if path.suffix == ".parquet" or not _NAME.fullmatch(name):
@@ -137,6 +161,24 @@ def hub_rows(
     Raises:
         DataError: The data set cannot be had, or has no Parquet files of these splits.
     """
+    files = hub_files(name, download=download)
+    wanted = [path for path, split in files.items() if split in splits]
+    if not wanted:
+        raise DataError(
+            f"hf:{name} has no Parquet file of {' or '.join(sorted(splits))}; "
+            f"its splits: {', '.join(sorted(set(files.values()))) or 'none'}"
+        )
+    return (row for path in wanted for row in parquet_rows(path, splits, split=files[path]))
+
+
+def hub_files(name: str, *, download: Callable[..., str] | None = None) -> dict[Path, str]:
+    """Returns a hub data set's Parquet files, each with its split; arguments as `hub_rows`."""
+    folder = hub_folder(name, download=download)
+    return {path: hub_split(path) for path in sorted(folder.rglob("*.parquet"))}
+
+
+def hub_folder(name: str, *, download: Callable[..., str] | None = None) -> Path:
+    """Returns where the Parquet files of a hub data set are; arguments as `hub_rows`."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -151,14 +193,7 @@ def hub_rows(
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"hf:{name} cannot be had from the hub or its cache: {reason}") from error
-    files = {path: hub_split(path) for path in sorted(Path(folder).rglob("*.parquet"))}
-    wanted = [path for path, split in files.items() if split in splits]
-    if not wanted:
-        raise DataError(
-            f"hf:{name} has no Parquet file of {' or '.join(sorted(splits))}; "
-            f"its splits: {', '.join(sorted(set(files.values()))) or 'none'}"
-        )
-    return (row for path in wanted for row in parquet_rows(path, splits, split=files[path]))
+    return Path(folder)
 
 
 def hub_split(path: Path) -> str:

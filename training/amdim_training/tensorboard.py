@@ -76,7 +76,7 @@ class Board:
         generator = torch.Generator().manual_seed(run.step)
         count = min(SCORED, len(run.pixels))
         chosen = torch.randperm(len(run.pixels), generator=generator)[:count]
-        views = run.draw_views(run.pixels[chosen.to(run.device)], generator)
+        views = run.draw_views(run.pictures(chosen), generator)
         was_training = run.encoder.training
         run.encoder.eval()
         try:

@@ -5,6 +5,7 @@ Reads top to bottom: `train` prepares, `_loop` updates, logs, scores and saves.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import threading
@@ -18,14 +19,14 @@ import torch
 
 from amdim_clients.images import Preprocess
 from amdim_training.allocator import keep_freed_memory
-from amdim_training.config import Precision, TrainConfig
+from amdim_training.choices import settle
+from amdim_training.config import TrainConfig
 from amdim_training.data import load_images
 from amdim_training.distributed import GlobalBatch, joined
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import DataError
 from amdim_training.journal import Journal, Report
 from amdim_training.online import online_knn
-from amdim_training.precision import choose_compiled, choose_precision
 from amdim_training.run import Run
 from amdim_training.tensorboard import Board
 from amdim_training.views import VIEWS
@@ -68,24 +69,34 @@ def _train(
 ) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     side = config.data.source_size or config.encoder.image_size
-    images = load_images(config.data.train, Preprocess(image_size=side, resize=side))
+    cache = Path(config.run.cache) if config.run.cache else None
+    images = load_images(config.data.train, Preprocess(image_size=side, resize=side), cache=cache)
     if len(images) < config.optim.batch_size:
         raise DataError(f"{len(images)} images cannot fill a batch of {config.optim.batch_size}")
     _log.info("%d images to train on, %d skipped", len(images), len(images.skipped))
     pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
-    run = Run(config, pixels.to(device), labels, batch)
+    if cache is None:
+        pixels = pixels.to(device)  # a cache is for more than a device holds
+    run = Run(config, pixels, labels, batch, device)
     scorer = _make_scorer(config) if run.is_first else None
-    return _loop(run, scorer, stop, report)
+    return _loop(run, scorer, stop, report, skipped=len(images.skipped))
 
 
-def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report | None) -> Path:
+def _loop(
+    run: Run,
+    scorer: Scorer | None,
+    stop: threading.Event,
+    report: Report | None,
+    *,
+    skipped: int,
+) -> Path:
     config = run.config.run
     run.folder.mkdir(parents=True, exist_ok=True)
     board = Board(run.folder, run.step) if config.tensorboard and run.is_first else None
     journal = Journal(run.folder, _heard_by(report, board)) if run.is_first else Journal(None)
-    precision = choose_precision(config.precision, run.trial_step)
-    compiled = _choose_compiled(run, precision)
-    journal.note({"event": "start", "precision": precision, "compiled": compiled, **_facts(run)})
+    choices = settle(run)
+    settled = dataclasses.asdict(choices)
+    journal.note({"event": "start", **settled, "skipped": skipped, **_facts(run)})
     ends = time.monotonic() + (config.stop_after_minutes * 60 or float("inf"))
 
     def score() -> None:
@@ -93,7 +104,7 @@ def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report
             journal.note({"event": "knn", "step": run.step, **scorer(run.encoder)})
 
     while run.step < run.steps and not _must_stop(run, stop.is_set() or time.monotonic() > ends):
-        journal.count(run.update(precision))
+        journal.count(run.update(choices.precision))
         if run.step % config.log_every == 0:
             journal.summarize(_progress(run), pairs_per_update=run.config.optim.batch_size)
         if config.evaluate_every and run.step % config.evaluate_every == 0:
@@ -108,23 +119,6 @@ def _loop(run: Run, scorer: Scorer | None, stop: threading.Event, report: Report
     if board is not None:
         board.close()
     return folder
-
-
-def _choose_compiled(run: Run, precision: Precision) -> bool:
-    """Settles whether the encoder is compiled, by measurement where that is left open."""
-    wanted = run.config.run.compile
-    if run.batch is not None:
-        return False
-    if wanted != "auto":
-        return wanted
-
-    def step(compiled: bool) -> None:
-        run.use_compiled(compiled)
-        run.trial_step(precision)
-
-    compiled = choose_compiled(wanted, step)
-    run.use_compiled(compiled)
-    return compiled
 
 
 def _heard_by(report: Report | None, board: Board | None) -> Report | None:
@@ -176,9 +170,10 @@ def _make_scorer(config: TrainConfig) -> Callable[[AmdimEncoder], dict[str, floa
     if not data.gallery or not data.queries:
         return None
     preprocess = Preprocess.for_image_size(config.encoder.image_size)
-    gallery = load_images(data.gallery, preprocess).labelled().subset(data.gallery_limit)
-    queries = load_images([data.queries], preprocess, splits=_EVALUATION_SPLITS)
-    queries = queries.labelled().subset(data.query_limit)
+    cache = Path(config.run.cache) if config.run.cache else None
+    gallery = load_images(data.gallery, preprocess, cache=cache).labelled(data.gallery_limit)
+    queries = load_images([data.queries], preprocess, splits=_EVALUATION_SPLITS, cache=cache)
+    queries = queries.labelled(data.query_limit)
     if not len(gallery) or not len(queries):
         raise DataError("data.gallery and data.queries need labels: kNN compares classes")
     normalization = VIEWS[data.views].normalization
