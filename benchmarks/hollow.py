@@ -27,6 +27,8 @@ from amdim_serving.settings import Settings, load_settings
 class HollowEngine:
     """Gives the same vectors whatever the images."""
 
+    is_proved = True
+
     def __init__(self, engine: Engine) -> None:
         self.spec, self.info = engine.spec, engine.info
         rng = np.random.default_rng(0)

@@ -272,9 +272,11 @@ class Batcher(Generic[BatchT]):
         error = asyncio.CancelledError() if ran.cancelled() else ran.exception()
         infer_s = self._account(len(items), started, failed=error is not None)
         if error is not None:
-            _log.error("a batch of %d images failed", len(items), exc_info=error)
+            known = error if isinstance(error, EngineError) else EngineError("the batch failed")
+            if not known.is_elsewhere:
+                _log.error("a batch of %d images failed", len(items), exc_info=error)
             for item in items:
-                item.settle(EngineError("the batch failed"))
+                item.settle(type(known)(*known.args))
         else:
             for row, item in enumerate(items):
                 if not item.future.done():

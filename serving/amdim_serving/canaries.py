@@ -5,7 +5,7 @@ Knows no HTTP; run at load, and again by the readiness check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from amdim_clients.contract import Certificate, Tolerance
 from amdim_serving.engines import Engine
 from amdim_serving.errors import CanaryError
+
+Encode = Callable[[NDArray[np.uint8], Sequence[str]], Mapping[str, NDArray[np.float32]]]
+"""As `Engine.encode`."""
 
 
 def check_canaries(engine: Engine, certificate: Certificate) -> float:
@@ -22,10 +25,14 @@ def check_canaries(engine: Engine, certificate: Certificate) -> float:
         CanaryError: An output is missing, of another shape, not finite, or too far from fp32.
         EngineError: The engine failed on them.
     """
+    return run_canaries(engine.encode, certificate, batch_size=engine.spec.max_batch_size)
+
+
+def run_canaries(encode: Encode, certificate: Certificate, *, batch_size: int) -> float:
+    """Runs the certificate's canaries through a call; as `check_canaries`."""
     names = list(certificate.expected)
-    size = engine.spec.max_batch_size
-    pixels = certificate.pixels
-    parts = [engine.encode(pixels[at : at + size], names) for at in range(0, len(pixels), size)]
+    pixels, size = certificate.pixels, batch_size
+    parts = [encode(pixels[at : at + size], names) for at in range(0, len(pixels), size)]
     got = {name: np.concatenate([part[name] for part in parts]) for name in names}
     return compare_canaries(got, certificate)
 

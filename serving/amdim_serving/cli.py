@@ -20,9 +20,30 @@ def serve(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model to serve. [amdim]")] = None,
     model_version: Annotated[str | None, typer.Option(help="Its version. [the highest]")] = None,
-    engine: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
+    engine: Annotated[str | None, typer.Option(help="onnxruntime, openvino or triton.")] = None,
     provider: Annotated[
         str | None, typer.Option(help="ONNX Runtime provider; never replaced silently.")
+    ] = None,
+    triton_url: Annotated[
+        str | None, typer.Option(help="Triton's gRPC address, for --engine triton. [:8101]")
+    ] = None,
+    triton_in_flight: Annotated[
+        int | None, typer.Option(help="Batches on their way to Triton; 0: as its instances need.")
+    ] = None,
+    triton_seconds: Annotated[
+        float | None, typer.Option(help="Longest wait for a batch of Triton's.")
+    ] = None,
+    triton_connect_seconds: Annotated[
+        float | None, typer.Option(help="Longest wait for a Triton that is starting.")
+    ] = None,
+    triton_tls: Annotated[
+        bool | None, typer.Option("--triton-tls", help="Reach Triton over TLS.")
+    ] = None,
+    triton_ca_file: Annotated[
+        Path | None, typer.Option(help="PEM that vouches for Triton; else the system's.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the cores and the ports. [1]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads; 0: every core.")] = None,
     decode_threads: Annotated[
@@ -67,6 +88,13 @@ def serve(
         model_version=model_version,
         engine=engine,
         provider=provider,
+        triton_url=triton_url,
+        triton_in_flight=triton_in_flight,
+        triton_seconds=triton_seconds,
+        triton_connect_seconds=triton_connect_seconds,
+        triton_tls=triton_tls,
+        triton_ca_file=triton_ca_file,
+        workers=workers,
         threads=threads,
         decode_threads=decode_threads,
         drain_delay=drain_delay,
@@ -84,6 +112,11 @@ def serve(
         deadline_seconds=deadline_seconds,
     )
     log_to_stderr(settings.log_format)
+    if settings.workers > 1:
+        from amdim_serving.workers import supervise
+
+        supervise(settings, started=started)
+        return
     from amdim_serving.server import serve as run
 
     run(settings, started=started)

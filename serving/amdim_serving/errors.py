@@ -5,6 +5,9 @@
     |   |-- ProviderError      the execution provider asked for is not the one that runs
     |   `-- CanaryError        the engine does not reproduce the certificate's vectors
     |-- EngineError            the engine failed on a batch
+    |   |-- EngineDownError    an engine elsewhere does not answer
+    |   |-- EngineAnswerError  it refused the batch, or answered nonsense
+    |   `-- EngineTimeoutError it took too long
     `-- RequestError           a request fails with one code of the table
         |-- ItemError          one image fails; the others of its request need not
         `-- OverloadedError    no room in the queue; says when to come back
@@ -15,7 +18,7 @@ grpc: gRPC statuses are named, not imported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 
@@ -48,7 +51,35 @@ class CanaryError(StartError):
 
 
 class EngineError(ServingError):
-    """The engine failed on a batch."""
+    """The engine failed on a batch; `code` and `status` say what that makes of its requests."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int | None] = None
+    """Another HTTP status than the table's."""
+    is_elsewhere: ClassVar[bool] = False
+    """Whether another process is at fault, whose own log says more."""
+
+
+class EngineDownError(EngineError):
+    """An engine elsewhere does not answer, or is not the one that was opened."""
+
+    code = "engine_unavailable"
+    is_elsewhere = True
+
+
+class EngineAnswerError(EngineError):
+    """An engine elsewhere refused the batch, or its answer is not what its config says."""
+
+    code = "engine_unavailable"
+    status = 502
+    is_elsewhere = True
+
+
+class EngineTimeoutError(EngineError):
+    """An engine elsewhere took too long for a batch."""
+
+    code = "deadline_exceeded"
+    is_elsewhere = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +115,7 @@ ERRORS: dict[str, ErrorKind] = {
     "unsupported_media_type": ErrorKind(
         415, _INVALID, "The data is not an image in an accepted format."
     ),
+    "too_many_windows": ErrorKind(413, _INVALID, "The image has more windows than allowed."),
     "image_undecodable": ErrorKind(422, _INVALID, "The image cannot be decoded."),
     "image_truncated": ErrorKind(422, _INVALID, "The image ends before its data does."),
     "image_too_small": ErrorKind(422, _INVALID, "The image is smaller than allowed."),
@@ -106,11 +138,21 @@ class RequestError(ServingError):
         code: A key of `ERRORS`; anything else counts as `internal`.
         detail: A fixed sentence of this program's own, said instead of the table's.
         index: Which image of the request is at fault, where one is.
+        status: Another HTTP status than the table's, where a code has two.
     """
 
-    def __init__(self, code: str, detail: str | None = None, *, index: int | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        detail: str | None = None,
+        *,
+        index: int | None = None,
+        status: int | None = None,
+    ) -> None:
         self.code = code if code in ERRORS else "internal"
         self.kind = ERRORS[self.code]
+        if status is not None:
+            self.kind = replace(self.kind, status=status)
         self.message = detail or self.kind.message
         self.index = index
         super().__init__(self.code, self.message)

@@ -16,9 +16,10 @@ from typing import Any
 
 from amdim_clients.contract import Certificate
 from amdim_serving.bodies import BodyReader
+from amdim_serving.choosing import open_engine
 from amdim_serving.errors import CanaryError, ServingError
 from amdim_serving.metrics import Metrics
-from amdim_serving.opening import ModelConfig, open_model
+from amdim_serving.opening import ModelConfig
 from amdim_serving.service import EmbedService
 from amdim_serving.settings import Settings
 
@@ -124,7 +125,8 @@ class Gateway:
             return "draining"
         stats = self.service.batcher.stats
         async with self._check:
-            if not stats.last_failed and time.monotonic() - stats.last_good < _IDLE_S:
+            is_recent = time.monotonic() - stats.last_good < _IDLE_S
+            if is_recent and not stats.last_failed and self.service.engine.is_proved:
                 return None
             try:
                 async with asyncio.timeout(_CANARY_TIMEOUT_S):
@@ -177,15 +179,7 @@ def build_gateway(settings: Settings, metrics: Metrics | None = None) -> Gateway
         StartError: The model cannot be served; the text says why.
     """
     keys, admin_keys = settings.keys(), settings.keys_of_admins()
-    opened = open_model(
-        settings.repository(),
-        settings.model,
-        version=settings.model_version,
-        engine_name=settings.engine,
-        provider=settings.provider,
-        threads=settings.threads,
-        beside=True,
-    )
+    opened = open_engine(settings)
     service = EmbedService(
         opened.engine,
         beside=opened.beside,

@@ -83,10 +83,14 @@ class LocalWindows:
             EngineError: The engine failed.
         """
         if pixels.ndim == 3:
-            return self._run(pixels[None])[0]
+            one: NDArray[np.float32] = self._run(pixels[None])[0]
+            return one
         size = self.spec.max_batch_size
         starts = range(0, max(1, len(pixels)), size)
-        return np.concatenate([self._run(pixels[at : at + size]) for at in starts])
+        windows: NDArray[np.float32] = np.concatenate(
+            [self._run(pixels[at : at + size]) for at in starts]
+        )
+        return windows
 
     def close(self) -> None:
         """Frees the model."""

@@ -25,7 +25,7 @@ from amdim_serving.engines import Engine
 from amdim_serving.errors import CanaryError, EngineError, ServingError, StartError
 
 ModelConfig = Any  # tritonclient publishes no types
-EngineName = Literal["onnxruntime", "openvino"]
+EngineName = Literal["onnxruntime", "openvino", "triton"]
 MODEL_FILE = "model.onnx"
 # Providers that compute on the cores of this process.
 _ON_CORES = frozenset({"CPU", "CPUExecutionProvider"})

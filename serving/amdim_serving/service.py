@@ -280,7 +280,8 @@ class EmbedService:
             except TimeoutError as error:
                 raise self._failed(RequestError("deadline_exceeded"), images) from error
             except EngineError as error:
-                raise self._failed(RequestError("internal"), images) from error
+                failed = RequestError(error.code, status=error.status)
+                raise self._failed(failed, images) from error
             except RequestError as error:
                 raise self._failed(error, images) from error.__cause__
 

@@ -12,6 +12,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from amdim_serving.engines.triton_target import TritonTarget
 from amdim_serving.errors import StartError
 from amdim_serving.limits import Limits
 from amdim_serving.logs import LogFormat
@@ -22,6 +23,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 _DEFAULTS = Limits()
+_TRITON_URL = "127.0.0.1:8101"  # beside a gateway on 8000
 
 
 class Settings(BaseSettings):
@@ -46,6 +48,21 @@ class Settings(BaseSettings):
     """Named outright: nothing else runs."""
     provider: str = "CPUExecutionProvider"
     """Of ONNX Runtime."""
+    triton_url: str | None = None
+    """Host and port of Triton's gRPC service, for `engine` triton. [127.0.0.1:8101]"""
+    triton_in_flight: Annotated[int, Field(ge=0)] = 0
+    """Batches on their way to Triton at once; 0: enough that no instance waits for the wire."""
+    triton_seconds: Seconds = 10.0
+    """Longest wait for one batch."""
+    triton_connect_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Longest wait for a Triton that is still starting."""
+    triton_tls: bool = False
+    triton_ca_file: Path | None = None
+    """PEM of the authorities that may vouch for Triton; not given: the system's."""
+    triton_headers: SecretStr = SecretStr("")
+    """Sent with every call: `name=value`, comma-separated."""
+    workers: Count = 1
+    """Processes, each on its share of the cores; what the server may hold is split among them."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one engine call; 0: as many as cores."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
@@ -98,6 +115,8 @@ class Settings(BaseSettings):
             raise ValueError("queue_images must be at least max_images")
         if self.inflight_bytes < self.max_body_bytes:
             raise ValueError("inflight_bytes must be at least max_body_bytes")
+        if self.triton_url is not None and self.engine != "triton":
+            raise ValueError("triton_url is for engine triton only")
         if self.metrics_port and self.metrics_port in (self.port, self.grpc_port):
             raise ValueError("metrics_port must be another port than port and grpc_port")
         return self
@@ -107,6 +126,30 @@ class Settings(BaseSettings):
         """The limits among the settings."""
         names = [field.name for field in dataclasses.fields(Limits)]
         return Limits(**{name: getattr(self, name) for name in names})
+
+    def triton(self, model: str) -> TritonTarget:
+        """Returns where and how a model of Triton's is reached.
+
+        Raises:
+            StartError: The certificate file cannot be read, or a header is no `name=value`.
+        """
+        try:
+            ca = self.triton_ca_file.read_bytes() if self.triton_ca_file else None
+        except OSError as error:
+            raise StartError("the file of --triton-ca-file cannot be read") from error
+        pairs = [part for part in self.triton_headers.get_secret_value().split(",") if part.strip()]
+        headers = [tuple(map(str.strip, pair.split("=", 1))) for pair in pairs]
+        if any(len(header) != 2 or not header[0] for header in headers):
+            raise StartError("AMDIM_TRITON_HEADERS is name=value, comma-separated")
+        return TritonTarget(
+            self.triton_url or _TRITON_URL,
+            model,
+            timeout_s=self.triton_seconds,
+            connect_s=self.triton_connect_seconds,
+            tls=self.triton_tls or ca is not None,
+            ca=ca,
+            headers=tuple((header[0].lower(), header[1]) for header in headers),
+        )
 
     def repository(self) -> Path:
         """Returns the model repository: the one named, else ./model_repository, else the shipped.

@@ -39,6 +39,8 @@ def huge_png() -> bytes:
 class Altered:
     """A real engine behind a fault."""
 
+    is_proved = True
+
     def __init__(self, engine: Engine, fault: Callable[[NDArray[np.float32]], Any]) -> None:
         self._engine, self._fault = engine, fault
         self.spec, self.info = engine.spec, engine.info

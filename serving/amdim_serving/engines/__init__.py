@@ -39,6 +39,10 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """What really runs."""
 
+    @property
+    def is_proved(self) -> bool:
+        """Whether the canaries speak for it as it is now; False once it may have been replaced."""
+
     def encode(
         self, images: NDArray[np.uint8], outputs: Sequence[str]
     ) -> Mapping[str, NDArray[np.float32]]:

@@ -74,6 +74,11 @@ class OnnxRuntimeEngine:
         """What really runs."""
         return self._info
 
+    @property
+    def is_proved(self) -> bool:
+        """Always: what was loaded stays loaded."""
+        return True
+
     def encode(
         self, images: NDArray[np.uint8], outputs: Sequence[str]
     ) -> Mapping[str, NDArray[np.float32]]:
