@@ -19,6 +19,7 @@ import numpy.typing as npt
 from amdim_export.errors import CertificateError
 from amdim_export.names import FORMAT
 from amdim_export.parity import Agreement, Parity, Tolerance
+from amdim_export.precision import CertifiedPrecision, parse_precision
 
 CANARY_TOLERANCE = Tolerance(max_relative_error=1e-3, min_cosine=0.9999)
 """What a serving machine's kernels may differ by: wider than parity, since they are others."""
@@ -59,6 +60,7 @@ class Certificate:
         storage_loss: What rounding the weights did, against the encoder as trained.
         storage_neighbor_agreement: The same for neighbours.
         recipe: What `embedding` is, in words; empty without it.
+        precisions: By name, those below fp32 that the artifact may be run at.
     """
 
     encoder_digest: str
@@ -75,6 +77,7 @@ class Certificate:
     storage_loss: Mapping[str, Agreement] | None = None
     storage_neighbor_agreement: float | None = None
     recipe: str = ""
+    precisions: Mapping[str, CertifiedPrecision] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """Returns the certificate as it lies beside the artifact."""
@@ -99,6 +102,8 @@ class Certificate:
                 "outputs": _agreements(self.storage_loss),
                 "neighbor_agreement_at_10": self.storage_neighbor_agreement,
             }
+        if self.precisions:
+            values["precisions"] = {key: one.to_json() for key, one in self.precisions.items()}
         values["tolerance"] = dataclasses.asdict(self.canaries.tolerance)
         values["canaries"] = {
             "pixels": _encode(self.canaries.pixels),
@@ -151,6 +156,9 @@ def _parse(values: Mapping[str, Any]) -> Certificate:
         storage_loss=None if loss is None else _parse_agreements(loss["outputs"]),
         storage_neighbor_agreement=None if loss is None else loss["neighbor_agreement_at_10"],
         recipe=values.get("recipe", ""),
+        precisions={
+            key: parse_precision(key, said) for key, said in values.get("precisions", {}).items()
+        },
     )
 
 

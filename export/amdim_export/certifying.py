@@ -18,6 +18,7 @@ from amdim_export.digests import encoder_digest
 from amdim_export.eager import reference_vectors
 from amdim_export.fingerprint import artifact_digest
 from amdim_export.names import EMBEDDING, GLOBAL
+from amdim_export.openvino_precision import certify_bf16
 from amdim_export.parity import Tolerance, agreement, measure, neighbor_agreement, require
 from amdim_export.pictures import TRAIN, Pixels, sample_pictures
 from amdim_export.provenance import machine, now, tool_versions
@@ -75,6 +76,15 @@ def certify(
     if artifact.halves:
         loss = {name: agreement(trained[name], expected[name]) for name in trained}
         lost_neighbors = neighbor_agreement(trained[default], expected[default])
+    real = len(drawn)  # the rest are pictures that somebody took
+    bf16 = certify_bf16(
+        artifact.model,
+        {name: value[real:] for name, value in trained.items()},
+        pixels[real:],
+        canaries,
+        default_output=default,
+        source=source,
+    )
     return Certificate(
         encoder_digest=encoder_digest(checkpoint, recipe),
         preprocess_digest=Preprocess.for_image_size(side).digest,
@@ -90,6 +100,7 @@ def certify(
         storage_loss=loss,
         storage_neighbor_agreement=lost_neighbors,
         recipe="" if recipe is None else recipe.description,
+        precisions={bf16.precision: bf16},
     )
 
 

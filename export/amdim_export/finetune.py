@@ -21,8 +21,6 @@ Progress = Callable[[int, int, float], None]
 """Called with the updates made, how many there will be, and the loss of the last."""
 
 _WARMUP = 0.05
-_SMALLEST = 1e-2
-"""A bias of zeros has no size that a rate could be a share of."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class FineTuning:
 
     steps: int = 600
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     seed: int = 0
 
 
@@ -60,6 +58,7 @@ def finetune(
         progress: Told of every update.
     """
     student.requires_grad_(True)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if student.search is not None:
         student.search.requires_grad_(False)  # affine and in float: nothing was lost there
     groups = list(_groups(student, options.learning_rate))
@@ -95,15 +94,17 @@ def distance(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
 def _groups(student: nn.Module, rate: float) -> Iterator[dict[str, Any]]:
     """Yields each tensor with its own rate: its size times `rate`, so that layers move alike."""
     for module in student.modules():
-        for name, value in module.named_parameters(recurse=False):
-            if not value.requires_grad:
-                continue
-            size = float(value.detach().square().mean().sqrt())
-            if isinstance(module, ActivationQuantizer | QuantizedConv):
-                size = 1.0  # a logarithm's updates are relative already
-            elif name == "bias":
-                size = max(size, _SMALLEST)
-            yield {"params": [value], "lr": rate * size}
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight
+            size = float(weight.detach().square().mean().sqrt())
+            yield {"params": [weight], "lr": rate * size}
+            if module.bias is not None:
+                # what a bias adds is to what the weights add as if inputs were about 1
+                inputs = weight[0].numel()
+                yield {"params": [module.bias], "lr": rate * size * math.sqrt(inputs)}
+        elif isinstance(module, ActivationQuantizer | QuantizedConv):
+            # a logarithm's updates are relative already
+            yield {"params": [module.log_scale], "lr": rate}
 
 
 def _rate(step: int, steps: int) -> float:

@@ -111,7 +111,7 @@ class QuantizedConv(nn.Module):
         if conv.bias is None:
             conv.bias = nn.Parameter(torch.zeros(len(rows)))
         self.log_scale = nn.Parameter(_best_scales(rows).log())
-        self.register_buffer("zero", torch.zeros(len(rows), dtype=torch.int32))
+        self.register_buffer("zero", torch.zeros(len(rows)))
         self.frozen = False
         self.seen: list[Tensor] | None = None
 

@@ -1,0 +1,107 @@
+"""Measures what OpenVINO makes of an artifact at the precisions of this machine's processor.
+
+OpenVINO is an extra, imported only where it is used. Knows no repository.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from amdim_export.certificate import CANARY_TOLERANCES, Canaries
+from amdim_export.errors import UnavailableError
+from amdim_export.names import MODEL_FILE
+from amdim_export.parity import Encode, Pixels, Tolerance, Vectors, agreement, measure
+from amdim_export.precision import CertifiedPrecision, canary_tolerance
+
+if TYPE_CHECKING:
+    from amdim_export.openvino_runtime import OpenVinoEncoder
+
+ENGINE = "openvino"
+BATCHES = (1, 2, 7, 16)
+TIMED_BATCH = 16
+_ROUNDS = 24
+
+
+@contextmanager
+def opened(model: bytes, *, compute: str = "fp32") -> Iterator[OpenVinoEncoder]:
+    """Yields a file's bytes compiled by OpenVINO.
+
+    Raises:
+        UnavailableError: OpenVINO is not installed.
+        GraphError: It cannot load the file.
+    """
+    try:
+        from amdim_export.openvino_runtime import OpenVinoEncoder
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            "OpenVINO is not installed: pip install 'amdim-embed[openvino]'"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="amdim-openvino-") as folder:
+        path = Path(folder) / MODEL_FILE
+        path.write_bytes(model)
+        yield OpenVinoEncoder(path, compute=compute)
+
+
+def bf16_runs_here() -> bool:
+    """Whether OpenVINO is installed and this processor computes in bf16."""
+    try:
+        import openvino
+    except ModuleNotFoundError:
+        return False
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def certify_bf16(
+    model: bytes,
+    expected: Vectors,
+    pixels: Pixels,
+    canaries: Canaries,
+    *,
+    default_output: str,
+    source: str,
+) -> CertifiedPrecision:
+    """Returns what running an fp32 file in bf16 does; unmeasured where this CPU cannot.
+
+    Args:
+        model: The file's bytes.
+        expected: The trained encoder's outputs of `pixels`.
+        pixels: (N, S, S, 3) uint8; none leaves it unmeasured, since drawn ones prove nothing.
+        canaries: The certificate's.
+        default_output: What neighbours are searched by.
+        source: Which pictures these are, in words.
+    """
+    usual = CANARY_TOLERANCES["bf16"]
+    if not len(pixels) or not bf16_runs_here():
+        return CertifiedPrecision("bf16", ENGINE, usual)
+    with opened(model, compute="bf16") as encode, opened(model) as plain:
+        parity = measure(expected, encode, pixels, batches=BATCHES, default_output=default_output)
+        given = encode(canaries.pixels)
+        speedup = measure_speedup(plain, encode, pixels)
+    here = canary_tolerance(
+        {name: agreement(value, given[name]) for name, value in canaries.vectors.items()}
+    )
+    tolerance = Tolerance(
+        max(usual.max_relative_error, here.max_relative_error),
+        min(usual.min_cosine, here.min_cosine),
+    )
+    return CertifiedPrecision("bf16", ENGINE, tolerance, parity, speedup, source)
+
+
+def measure_speedup(slow: Encode, fast: Encode, pixels: Pixels) -> float:
+    """Returns how many times as fast one is as the other at batch 16: medians, taken in turns."""
+    batch = np.ascontiguousarray(pixels[np.arange(TIMED_BATCH) % len(pixels)])
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_ROUNDS):
+        for encode, kept in zip((slow, fast), seconds, strict=True):
+            started = time.perf_counter()
+            encode(batch)
+            kept.append(time.perf_counter() - started)
+    return statistics.median(seconds[0]) / statistics.median(seconds[1])
