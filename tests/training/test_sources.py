@@ -237,7 +237,7 @@ def test_splits_follow_the_hubs_file_names(path: str, split: str) -> None:
         ("stl10", "say stl10:FOLDER"),
         ("stl10:/no/such/folder", "there is no folder /no/such/folder"),
         ("stl10:", r"there is no folder \(none named\)"),
-        ("../packs/none.parquet", "neither a folder nor a .parquet file"),
+        ("../packs/none.parquet", r"there is no file ../packs/none\.parquet"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(source: str, message: str) -> None:

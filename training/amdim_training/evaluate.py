@@ -1,7 +1,7 @@
-"""Scores of a frozen encoder: kNN, retrieval, linear and MLP, each on vectors encoded once.
+"""Scores of a frozen encoder: kNN, retrieval, linear and MLP on vectors encoded once; the paper's.
 
-No test image decides anything: classifiers, standardisation and whitening are fitted on training
-images only. Knows no command line.
+No test image decides anything, unless the reference's scoring is asked for: classifiers,
+standardisation and whitening are fitted on training images only. Knows no command line.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from amdim_training.data import load_images
 from amdim_training.errors import ConfigError
 from amdim_training.evaluation_data import Dataset, Task
 from amdim_training.features import FEATURES, FrozenEncoder, Vectors
+from amdim_training.frozen import FrozenOptions, frozen_scores, open_backbone
 from amdim_training.knn import Neighbors, knn_predict, nearest_neighbors
 from amdim_training.probes import fit_linear, fit_mlp, probe_accuracy
 from amdim_training.retrieval import retrieval_scores
+from amdim_training.views import VIEWS
 from amdim_training.whitening import Whitening, fit_search_vector
 
-PROTOCOLS = ("knn", "retrieval", "linear", "mlp")
+FROZEN = "frozen"
+"""The paper's protocol: both classifiers, on a fresh view of each image an epoch (`frozen.py`)."""
+PROTOCOLS = ("knn", "retrieval", "linear", "mlp", FROZEN)
 KNN_KS = (20, 5)
 TEMPERATURE = 0.07
 RECALL_KS = (1, 5)
@@ -106,6 +110,7 @@ def evaluate(
     fit_on: Sequence[Path] = (),
     gallery_limit: int | None = None,
     query_limit: int | None = None,
+    frozen: FrozenOptions | None = None,
     report: Report | None = None,
 ) -> Evaluation:
     """Encodes every data set once and scores the vectors.
@@ -116,11 +121,13 @@ def evaluate(
     Args:
         encoder: What is scored.
         datasets: What it is scored on, in this order.
-        protocols: Of `PROTOCOLS`; linear and mlp need classification data and pass over others.
+        protocols: Of `PROTOCOLS`; linear, mlp and frozen need classification data and pass over
+            others.
         features: Of `FEATURES`.
         fit_on: Unlabelled training images for a missing search vector.
         gallery_limit: At most so many gallery images, the first of a fixed shuffle.
         query_limit: At most so many queries, likewise.
+        frozen: How the paper's protocol is run; its own way where this says nothing.
         report: Called with a line on each thing done.
 
     Raises:
@@ -130,12 +137,13 @@ def evaluate(
     _check_names("protocol", protocols, PROTOCOLS)
     _check_names("features", features, FEATURES)
     report = report or _log.info
-    embedder = _Embedder(encoder, fit_on, needed="embedding" in features)
+    on_vectors = [protocol for protocol in protocols if protocol != FROZEN]
+    embedder = _Embedder(encoder, fit_on, needed=bool(on_vectors) and "embedding" in features)
     scores: list[Score] = []
     rates: dict[str, float] = {}
     for dataset in datasets:
         splits: dict[str, LabelledVectors] = {}
-        for split in dataset.splits:
+        for split in dataset.splits if on_vectors else ():
             is_query = all(split != task.gallery for task in dataset.tasks)
             images = dataset.load(split, embedder.preprocess)
             images = images.subset((query_limit if is_query else gallery_limit) or len(images))
@@ -149,11 +157,48 @@ def evaluate(
             kinds = embedder.kinds(vectors, features)
             splits[split] = LabelledVectors(kinds, torch.from_numpy(images.labels))
         for task in dataset.tasks:
-            gallery, queries = splits[task.gallery], splits[task.queries]
-            for score in score_task(dataset.name, task, gallery, queries, protocols=protocols):
+            found = []
+            if on_vectors:
+                gallery, queries = splits[task.gallery], splits[task.queries]
+                found = score_task(dataset.name, task, gallery, queries, protocols=on_vectors)
+            if FROZEN in protocols and task.is_classification:
+                limits = gallery_limit, query_limit
+                options = frozen or FrozenOptions()
+                found.append(_score_frozen(encoder, dataset, task, options, limits, report))
+            for score in found:
                 scores.append(score)
                 report(describe(score))
     return Evaluation(encoder.facts, embedder.origin, tuple(scores), rates)
+
+
+def _score_frozen(
+    encoder: FrozenEncoder,
+    dataset: Dataset,
+    task: Task,
+    options: FrozenOptions,
+    limits: tuple[int | None, int | None],
+    report: Report,
+) -> Score:
+    """Returns both classifiers' scores by the paper's protocol."""
+    started = time.perf_counter()
+    side = options.source_size or encoder.source_size
+    train = dataset.load(task.gallery, Preprocess(image_size=side, resize=side))
+    train = train.subset(limits[0] or len(train))
+    test = dataset.load(task.queries, Preprocess.for_image_size(encoder.image_size))
+    test = test.subset(limits[1] or len(test))
+    views = VIEWS[options.views or encoder.pipeline]
+    metrics, scored = frozen_scores(
+        open_backbone(encoder, views),
+        train,
+        test,
+        size=encoder.image_size,
+        views=views,
+        schedule=options.schedule(dataset.name),
+        report=report,
+    )
+    metrics = {f"{FROZEN} {name}": value for name, value in metrics.items()}
+    seconds = round(time.perf_counter() - started, 2)
+    return Score(dataset.name, task.name, "global", FROZEN, metrics, len(train), scored, seconds)
 
 
 def score_task(

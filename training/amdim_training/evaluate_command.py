@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from amdim_training.config import ViewsName
     from amdim_training.evaluate import Evaluation
 
 
@@ -23,12 +24,16 @@ def evaluate(
     data: Annotated[
         list[str],
         typer.Option(
-            help="Parquet packs joined by commas, or a folder with a folder for each split; "
-            "repeat for more data sets.",
+            help="Parquet packs joined by commas, a folder with a folder a split, or a name: "
+            "cifar10 (from the hub), cifar10:DIR, stl10:DIR, hf:OWNER/NAME; repeat for more.",
         ),
     ],
     protocol: Annotated[
-        str, typer.Option(help="Of knn, retrieval, linear, mlp; joined by commas.")
+        str,
+        typer.Option(
+            help="Of knn, retrieval, linear, mlp (on vectors encoded once) and frozen (the paper's "
+            "linear and MLP, a fresh view an epoch); joined by commas."
+        ),
     ] = "knn,retrieval",
     features: Annotated[
         str, typer.Option(help="Of embedding, global, mean5, mean7; joined by commas.")
@@ -39,6 +44,26 @@ def evaluate(
     ] = None,
     gallery_limit: Annotated[int, typer.Option(min=0, help="Gallery images; 0: all.")] = 0,
     query_limit: Annotated[int, typer.Option(min=0, help="Query images; 0: all.")] = 0,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Of frozen; 0: the paper's 120, 30 or 15 by data set.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=2, help="Of frozen.")] = 200,
+    views: Annotated[
+        str,
+        typer.Option(help="Of frozen: cifar, stl10, imagenet, strong; as trained if not given."),
+    ] = "",
+    source_size: Annotated[
+        int, typer.Option(min=0, help="Of frozen: side of training pictures; 0: as trained.")
+    ] = 0,
+    reference_scoring: Annotated[
+        bool,
+        typer.Option(
+            "--reference-scoring",
+            help="Of frozen: test batches refresh batch norms and the last is dropped, as the "
+            "original program does. For comparison only: test images then decide.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of frozen.")] = 0,
     device: Annotated[str, typer.Option(help="Where a checkpoint's encoder runs.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's choice.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -53,6 +78,7 @@ def evaluate(
     from amdim_training.evaluate import evaluate as run
     from amdim_training.evaluation_data import open_dataset
     from amdim_training.features import open_encoder
+    from amdim_training.frozen import FrozenOptions
 
     keep_freed_memory()
     if threads:
@@ -66,6 +92,9 @@ def evaluate(
         fit_on=fit_on or (),
         gallery_limit=gallery_limit or None,
         query_limit=query_limit or None,
+        frozen=FrozenOptions(
+            epochs, batch_size, _views(views), source_size, reference_scoring, seed
+        ),
         report=progress.print,
     )
     if as_json:
@@ -76,6 +105,18 @@ def evaluate(
 
 def _names(value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _views(value: str) -> ViewsName | None:
+    from typing import get_args
+
+    from amdim_training.config import ViewsName
+    from amdim_training.errors import ConfigError
+
+    known: tuple[ViewsName, ...] = get_args(ViewsName)
+    if value and value not in known:
+        raise ConfigError(f"--views is one of {', '.join(known)}, not {value!r}")
+    return next((name for name in known if name == value), None)
 
 
 def _print_table(evaluation: Evaluation) -> None:

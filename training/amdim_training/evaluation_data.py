@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from amdim_clients.images import Preprocess
 from amdim_training.data import ImageSet, load_images
 from amdim_training.errors import DataError
+from amdim_training.named_sources import FORMATS, SPLITS
+from amdim_training.sources import hub_files, hub_name, source_root
 
 TRAIN_SPLIT = "train"
 _QUERY_SPLITS = ("val", "validation", "valid", "test")  # the first that is there
@@ -44,10 +46,10 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dataset:
-    """Labelled images in splits: Parquet packs read as one, or a folder with a folder a split."""
+    """Labelled images in splits: sources read as one; a folder holds a folder for each split."""
 
     name: str
-    sources: tuple[Path, ...]
+    sources: tuple[str, ...]
     tasks: tuple[Task, ...]
 
     @property
@@ -68,34 +70,50 @@ class Dataset:
         Raises:
             DataError: A file is unreadable, or no labelled picture is in it.
         """
-        sources = [path / split if path.is_dir() else path for path in self.sources]
-        images = load_images(sources, preprocess, splits=(split,), progress=progress)
-        labelled = images.labels >= 0
-        if not labelled.any():
+        sources = [
+            Path(source) / split if Path(source).is_dir() else source for source in self.sources
+        ]
+        images = load_images(sources, preprocess, splits=(split,), progress=progress).labelled()
+        if not len(images):
             raise DataError(f"{self.name}: no labelled picture in its split {split}")
-        if labelled.all():
-            return images
-        return ImageSet(images.pixels[labelled], images.labels[labelled], images.skipped)
+        return images
 
 
 def open_dataset(value: str) -> Dataset:
     """Returns the data set that a command line's value names.
 
     Args:
-        value: Paths joined by commas: Parquet packs with a `split` column, read as one, or a
-            folder that holds a folder for each split.
+        value: Joined by commas and read as one: Parquet packs with a `split` column, folders that
+            hold a folder for each split, data sets by name (`cifar10`, `cifar10:DIR`,
+            `hf:OWNER/NAME`: `sources.open_source`).
 
     Raises:
         DataError: A path is missing, or its splits are neither train with val or test, nor
             natural with iconic.
     """
-    sources = tuple(Path(part) for part in value.split(",") if part)
+    sources = tuple(_labelled_only(part) for part in value.split(",") if part)
     if not sources:
-        raise DataError("a data set needs at least one path")
+        raise DataError("a data set needs at least one path or name")
     splits: set[str] = set()
     for source in sources:
         splits |= _splits(source)
-    return Dataset(sources[0].stem, sources, _tasks(value, splits))
+    return Dataset(_name(sources[0]), sources, _tasks(value, splits))
+
+
+def _labelled_only(source: str) -> str:
+    """Returns a source without the unlabelled images that nothing here could score."""
+    name, separator, rest = source.partition(":")
+    if separator and f"{name}-labelled" in FORMATS:
+        return f"{name}-labelled:{rest}"
+    return source
+
+
+def _name(source: str) -> str:
+    """Returns what a table calls a source."""
+    if Path(source).exists():
+        return Path(source).stem
+    name, _, rest = source.partition(":")
+    return rest.rpartition("/")[2] if name == "hf" else name
 
 
 def _tasks(value: str, splits: set[str]) -> tuple[Task, ...]:
@@ -111,11 +129,23 @@ def _tasks(value: str, splits: set[str]) -> tuple[Task, ...]:
     )
 
 
-def _splits(source: Path) -> set[str]:
-    if source.is_dir():
-        return {folder.name for folder in source.iterdir() if folder.is_dir()}
+def _splits(source: str) -> set[str]:
+    """Returns the splits that a source has.
+
+    Raises:
+        DataError: There is no such source.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return {folder.name for folder in path.iterdir() if folder.is_dir()}
+    hub = hub_name(source)
+    if hub is not None:
+        return set(hub_files(hub).values())
+    root = source_root(source)
+    if root != path:
+        return set(SPLITS[source.partition(":")[0]])
     try:
-        column = pq.read_table(source, columns=["split"])["split"]
+        column = pq.read_table(path, columns=["split"])["split"]
     except (OSError, ValueError, KeyError) as error:  # ArrowInvalid is a ValueError
-        raise DataError(f"{source} is no folder and no Parquet pack with a split column") from error
+        raise DataError(f"{source} is no Parquet pack with a split column") from error
     return set(column.unique().to_pylist())

@@ -22,7 +22,7 @@ from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import CheckpointError
 from amdim_training.online import encode_pooled
 from amdim_training.reference import load_reference
-from amdim_training.views import VIEWS, Normalization
+from amdim_training.views import PIPELINE_OF, VIEWS, Normalization
 from amdim_training.whitening import Whitening
 
 EMBEDDING_FILE = "embedding.safetensors"
@@ -55,6 +55,14 @@ class FrozenEncoder(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """What it is, as JSON values."""
 
+    @property
+    def pipeline(self) -> ViewsName:
+        """The augmentation it was trained with, or the reference's for its size."""
+
+    @property
+    def source_size(self) -> int:
+        """Side of the training pictures that views are cut from, pixels."""
+
     def encode(self, pixels: Pixels) -> Vectors:
         """Returns the vectors of (N, S, S, 3) uint8 pictures."""
 
@@ -69,10 +77,15 @@ class TorchEncoder:
         whitening: Whitening | None = None,
         *,
         facts: Mapping[str, Any] | None = None,
+        pipeline: ViewsName | None = None,
+        source_size: int = 0,
         batch: int = 256,
     ) -> None:
-        self._encoder = encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._normalization = normalization
+        size = encoder.config.image_size
+        self.pipeline: ViewsName = pipeline or PIPELINE_OF[size]
+        self.source_size: int = source_size or size
+        self.encoder: AmdimEncoder = encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.normalization = normalization
         self._whitening = whitening
         self._batch = batch
         self.facts = dict(facts or {})
@@ -80,13 +93,13 @@ class TorchEncoder:
     @property
     def image_size(self) -> int:
         """Side S of the pictures it takes, pixels."""
-        size: int = self._encoder.config.image_size
+        size: int = self.encoder.config.image_size
         return size
 
     def encode(self, pixels: Pixels) -> Vectors:
         """Returns the vectors of (N, S, S, 3) uint8 pictures."""
         pooled = encode_pooled(
-            self._encoder, torch.from_numpy(pixels), self._normalization, batch=self._batch
+            self.encoder, torch.from_numpy(pixels), self.normalization, batch=self._batch
         )
         return Vectors(pooled, None if self._whitening is None else self._whitening.apply(pooled))
 
@@ -105,6 +118,8 @@ class OnnxEncoder:
         self._size = int(self._session.get_inputs()[0].shape[1])
         self._batch = batch
         self.facts = {"model": str(path), "image_size": self._size}
+        self.pipeline: ViewsName = PIPELINE_OF[self._size]
+        self.source_size = self._size
 
     @property
     def image_size(self) -> int:
@@ -140,8 +155,7 @@ def open_encoder(path: str | Path, *, device: str = "cpu") -> FrozenEncoder:
     path = Path(path)
     if path.is_file() and path.suffix != ".onnx":
         encoder, config, _ = load_reference(path)
-        views: dict[int, ViewsName] = {32: "cifar", 64: "stl10", 128: "imagenet"}
-        normalization = VIEWS[views[config.image_size]].normalization
+        normalization = VIEWS[PIPELINE_OF[config.image_size]].normalization
         return TorchEncoder(encoder.to(device), normalization, facts={"checkpoint": str(path)})
     exported = _exported_model(path)
     if exported is not None:
@@ -152,8 +166,14 @@ def open_encoder(path: str | Path, *, device: str = "cpu") -> FrozenEncoder:
     for key in ("step", "steps", "digest"):
         if key in checkpoint.meta:
             facts[key] = checkpoint.meta[key]
+    trained = checkpoint.meta.get("train", {}).get("data", {})
     return TorchEncoder(
-        checkpoint.encoder.to(device), checkpoint.normalization, _whitening(folder), facts=facts
+        checkpoint.encoder.to(device),
+        checkpoint.normalization,
+        _whitening(folder),
+        facts=facts,
+        pipeline=trained.get("views"),
+        source_size=trained.get("source_size", 0),
     )
 
 

@@ -128,6 +128,17 @@ FORMATS: dict[str, Reader] = {
     "places205": places205_rows,
 }
 
+SPLITS = {
+    "cifar10": ("train", "test"),
+    "cifar100": ("train", "test"),
+    "stl10": ("train", "test"),
+    "stl10-labelled": ("train", "test"),
+    "tiny-imagenet": ("train", "val"),
+    "imagenet": ("train", "val"),
+    "places205": ("train", "val"),
+}
+"""The splits with labels that each of them has."""
+
 
 def _below(folder: Path, name: str) -> Path:
     """Returns the folder that the published archive makes, where it was unpacked here."""

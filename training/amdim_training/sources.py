@@ -95,8 +95,10 @@ def source_root(source: str | Path) -> Path:
         return Path(rest)
     if not separator and name in FORMATS:
         raise DataError(f"{name} is not on the hub under a name known here: say {name}:FOLDER")
-    if path.suffix == ".parquet" or not _NAME.fullmatch(name):
-        raise DataError(f"{source} is neither a folder nor a .parquet file")
+    if path.suffix == ".parquet":
+        raise DataError(f"there is no file {source}")
+    if not _NAME.fullmatch(name):
+        raise DataError(f"{source} is neither a folder nor a .parquet file, nor a name known here")
     raise DataError(
         f"no data {str(source)!r}; known are a folder, a .parquet file, hf:OWNER/NAME, "
         f"{', '.join(HUB_NAMES)} (from the hub) and NAME:FOLDER with {', '.join(FORMATS)}"

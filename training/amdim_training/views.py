@@ -131,6 +131,13 @@ def draw_pair(
     return first, second
 
 
+def draw_view(images: Tensor, size: int, config: ViewsConfig, generator: torch.Generator) -> Tensor:
+    """Returns one normalised view of each image, with a flip of its own; as `draw_pair`."""
+    flip = _uniform(len(images), generator) < config.flip_probability
+    planes = images.permute(0, 3, 1, 2).float().div_(255.0)  # (N, P, P, 3) -> (N, 3, P, P)
+    return _draw_view(planes, size, config, flip, generator)
+
+
 def _draw_view(
     planes: Tensor, size: int, config: ViewsConfig, flip: Tensor, generator: torch.Generator
 ) -> Tensor:
