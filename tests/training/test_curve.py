@@ -1,0 +1,51 @@
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from amdim_training.curve import read_log, write_curve
+from amdim_training.errors import DataError
+
+START = {
+    "event": "start", "step": 0, "images": 40,
+    "config": {
+        "encoder": {"image_size": 32, "width": 4, "embed_dim": 16, "depth": 1},
+        "optim": {"batch_size": 8},
+    },
+}  # fmt: skip
+
+
+def step(number: int, loss: float) -> dict[str, object]:
+    return {"event": "step", "step": number, "pairs": 8 * number, "global_to_5": loss}
+
+
+def write_log(folder: Path, records: list[dict[str, object]]) -> Path:
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def test_a_log_becomes_a_picture_with_its_last_numbers(tmp_path: Path) -> None:
+    knn = {"event": "knn", "step": 4, "knn_global": 0.25, "knn_embedding": 0.5}
+    write_curve(write_log(tmp_path, [START, step(2, 5.0), step(4, 3.0), knn]), tmp_path / "c.svg")
+    texts = [node.text for node in ET.parse(tmp_path / "c.svg").iter() if node.text]
+    assert "32 px, width 4, D 16, depth 1; 8 pairs an update, 40 images" in texts
+    assert "1→5: 3" in texts and "kNN, embedding: 50" in texts and "kNN, global: 25" in texts
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.svg", "log.jsonl"]
+
+
+def test_updates_made_twice_count_once(tmp_path: Path) -> None:
+    records = [START, step(2, 5.0), step(4, 4.0), START | {"step": 2}, step(4, 3.0)]
+    kept = read_log(write_log(tmp_path, records))
+    assert [r["global_to_5"] for r in kept if r["event"] == "step"] == [5.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no log at"), ("{", "is not a run's log"), (json.dumps(START), "no updates to draw")],
+)
+def test_what_cannot_be_drawn_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        write_curve(tmp_path, tmp_path / "c.svg")
