@@ -9,6 +9,7 @@ from rich.table import Table
 from amdim_export.artifact_check import Finding
 from amdim_export.certificate import Certificate
 from amdim_export.parity import Agreement
+from amdim_export.precision import CertifiedPrecision
 
 
 def certificate_report(title: str, certificate: Certificate) -> Iterator[Table | str]:
@@ -23,10 +24,24 @@ def certificate_report(title: str, certificate: Certificate) -> Iterator[Table |
     yield f"measured on   {certificate.source}; batches {_joined(parity.batches)}"
     yield f"neighbours    {parity.neighbor_agreement:.4f} of the nearest 10 agree{rounding}"
     yield f"weights       stored as {certificate.weights_stored}, run in {certificate.precision}"
+    for one in certificate.precisions.values():
+        yield _precision(one)
     yield f"embedding     {certificate.recipe or 'none: no pictures were given to fit it on'}"
     yield f"encoder       {certificate.encoder_digest}"
     yield f"preprocessing {certificate.preprocess_digest}"
     yield f"artifact      {certificate.artifact_digest}"
+
+
+def _precision(one: CertifiedPrecision) -> str:
+    if one.parity is None:
+        return f"{one.precision:<13} not measured: left to the canaries where it is served"
+    worst = min(one.parity.outputs.values(), key=lambda found: found.mean_cosine)
+    speed = "" if one.speedup is None else f", {one.speedup:.1f} times as fast as fp32"
+    verdict = "; ".join(one.missed()) or "reaches its targets"
+    return (
+        f"{one.precision:<13} in {one.engine}: mean cosine {worst.mean_cosine:.4f} or more, "
+        f"{one.parity.neighbor_agreement:.3f} of the nearest 10 agree{speed}: {verdict}"
+    )
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

@@ -189,3 +189,41 @@ def tensorrt_config(
             **onnx.parameters,
         },
     )
+
+
+def int8_config(
+    encoder: str,
+    facts: EncoderFacts,
+    *,
+    max_batch_size: int,
+    instances: int = 1,
+    max_queue_delay_us: int = 0,
+) -> ModelConfig:
+    """Returns the configuration of an encoder's int8 file, run by Triton's OpenVINO backend.
+
+    That backend fixes the batch to the largest and refuses smaller ones unless it may pad them,
+    so that every batch costs a full one there. The gateway's own engine runs any size.
+
+    Args:
+        encoder: The encoder's model name.
+        facts: Of the int8 file.
+        max_batch_size: Images at most.
+        instances: Copies that run at a time.
+        max_queue_delay_us: Microseconds a batch may wait to fill.
+    """
+    onnx = encoder_config(
+        f"{encoder}_int8",
+        facts,
+        max_batch_size=max_batch_size,
+        instances=instances,
+        max_queue_delay_us=max_queue_delay_us,
+    )
+    return dataclasses.replace(
+        onnx,
+        backend="openvino",
+        parameters={
+            "ENABLE_BATCH_PADDING": "YES",
+            "amdim.encoder": encoder,
+            **onnx.parameters,
+        },
+    )
