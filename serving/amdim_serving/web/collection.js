@@ -32,6 +32,19 @@ export class Collection extends EventTarget {
     return this.rows.map((id) => this.pictures.get(id));
   }
 
+  /**
+   * All with a vector in the order in which they are shown, which is not that of the rows: answers
+   * come as they come.
+   *
+   * @returns {{pictures: Picture[], matrix: Float32Array}} a copy of the vectors
+   */
+  inOrder() {
+    const pictures = [...this.pictures.values()].filter(({ row }) => row >= 0);
+    const matrix = new Float32Array(pictures.length * this.dim);
+    pictures.forEach((picture, at) => matrix.set(this.vector(picture), at * this.dim));
+    return { pictures, matrix };
+  }
+
   clear() {
     /** @type {Map<number, Picture>} */
     this.pictures = new Map();

@@ -10,7 +10,8 @@ const ZOOM = 1.25;
 export class PictureMap {
   #worker = null;
   #plane = new Float32Array(0);
-  #pictures = [];
+  #pictures = []; // point by point, as their vectors are in the matrix
+  #matrix = new Float32Array(0);
   #view = { x: 0, y: 0, scale: 1 };
   #moved = false; // the reader has moved the view: layouts no longer fit it
   #frame = 0;
@@ -43,14 +44,15 @@ export class PictureMap {
   /** Lays the whole collection out anew. */
   lay() {
     this.#worker?.terminate();
-    this.#pictures = this.collection.ready;
+    const { pictures, matrix } = this.collection.inOrder();
+    this.#pictures = pictures;
+    this.#matrix = matrix;
     this.#walk = -1;
     this.#moved = false;
     const { length: n } = this.#pictures;
     if (n === 0) return this.draw();
     const { dim } = this.collection;
     const byNeighbours = $("map-layout").getAttribute("aria-pressed") === "true";
-    const matrix = this.collection.matrix.slice(0, n * dim);
     $("map-note").textContent = `Placing ${count(n, "picture")}…`;
     this.#worker = new Worker("/web/layout_worker.js", { type: "module" });
     this.#worker.addEventListener("message", ({ data }) => {
@@ -63,7 +65,7 @@ export class PictureMap {
       const how = data.isSettled ? "by neighbourhood" : "along the two main axes of their vectors";
       $("map-note").textContent = `${count(n, "picture")}, placed ${how}`;
     });
-    this.#worker.postMessage({ matrix, n, dim, byNeighbours }, [matrix.buffer]);
+    this.#worker.postMessage({ matrix, n, dim, byNeighbours });
   }
 
   mark(picture) {
@@ -120,7 +122,7 @@ export class PictureMap {
 
   #tie(chosen, accent) {
     const { collection, context } = this;
-    const scores = cosines(collection.matrix, collection.vector(this.#chosen), this.#pictures.length);
+    const scores = cosines(this.#matrix, collection.vector(this.#chosen), this.#pictures.length);
     context.strokeStyle = accent;
     context.lineWidth = 1.5;
     context.beginPath();

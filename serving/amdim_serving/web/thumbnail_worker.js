@@ -4,14 +4,16 @@
 const TILE = 320; // longer side of the JPEG: twice a tile, for fine screens
 const ICON = 72; // longer side of the bitmap
 
-addEventListener("message", async ({ data: { id, file } }) => {
+addEventListener("message", async ({ data: { id, file, isSmall } }) => {
   try {
     const full = await createImageBitmap(file);
     const { width, height } = full;
-    const small = draw(full, TILE);
-    full.close();
-    const thumbnail = await small.convertToBlob({ type: "image/jpeg", quality: 0.82 });
+    const small = isSmall ? full : draw(full, TILE);
     const icon = draw(small, ICON).transferToImageBitmap();
+    const thumbnail = isSmall
+      ? file
+      : await small.convertToBlob({ type: "image/jpeg", quality: 0.82 });
+    full.close();
     postMessage({ id, thumbnail, icon, width, height }, [icon]);
   } catch {
     postMessage({ id, thumbnail: null, icon: null, width: 0, height: 0 });

@@ -53,6 +53,7 @@ export class Thumbnails {
     const picture = this.#waiting.shift();
     if (!picture) return;
     this.#files.set(worker, picture);
-    worker.postMessage({ id: picture.id, file: picture.thumbnail ?? picture.file });
+    const isSmall = Boolean(picture.thumbnail); // it came with its vector
+    worker.postMessage({ id: picture.id, file: picture.thumbnail ?? picture.file, isSmall });
   }
 }

@@ -9,7 +9,7 @@ const ORIGIN = ["model", "version", "encoder_digest", "preprocess_digest", "arti
 
 /** The file's bytes; every picture that has a vector is in it. */
 export async function toFile(collection) {
-  const pictures = collection.ready;
+  const { pictures, matrix } = collection.inOrder();
   const thumbnails = pictures.map(({ thumbnail }) => thumbnail ?? new Blob());
   let end = 0;
   const metadata = { [`${PREFIX}normalized`]: "true" };
@@ -20,10 +20,9 @@ export async function toFile(collection) {
   const { dim } = collection;
   const image = new Uint8Array(await new Blob(thumbnails).arrayBuffer());
   const ends = Uint32Array.from(thumbnails, ({ size }) => (end += size));
-  const vectors = collection.matrix.slice(0, pictures.length * dim);
   return writeSafetensors(
     {
-      embedding: { dtype: "F32", shape: [pictures.length, dim], data: vectors },
+      embedding: { dtype: "F32", shape: [pictures.length, dim], data: matrix },
       thumbnail_ends: { dtype: "U32", shape: [ends.length], data: ends },
       thumbnails: { dtype: "U8", shape: [image.length], data: image },
     },

@@ -1,4 +1,4 @@
-"""A real Chromium on the page of a real server; whatever the page complains about fails the test."""
+"""A real Chromium on the page of a real server; any complaint of the page fails the test."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class Visitor:
 
     def open(self) -> Page:
         self.page.goto(self.url)
-        self.page.wait_for_function("() => document.getElementById('model').textContent.includes('fp32')")
+        self.page.wait_for_function(
+            "() => document.getElementById('model').textContent.includes('fp32')"
+        )
         return self.page
 
     def drop(self, *paths: Path) -> None:
@@ -90,9 +92,7 @@ class Visitor:
         return self.page.locator(".tile").filter(has_text=name)
 
     def unexpected(self) -> list[str]:
-        return [
-            text for text in self.complaints if not any(part in text for part in self.expected)
-        ]
+        return [text for text in self.complaints if not any(part in text for part in self.expected)]
 
 
 @pytest.fixture

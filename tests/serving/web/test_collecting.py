@@ -1,4 +1,4 @@
-"""Pictures in: dropped, chosen, pasted; progress, failures, a server that is away or asks for a key."""
+"""Pictures in: dropped, chosen, pasted; progress, failures, servers that refuse."""
 
 from __future__ import annotations
 
@@ -24,16 +24,22 @@ def test_dropped_folder_is_walked_to_its_ends(visitor, photos, good):
 
     assert visitor.names() == [path.name for path in good]
     assert page.locator(".tile").first.get_attribute("aria-label") == "photos/a/01.jpg"
-    page.wait_for_function("() => !document.querySelector('.tile img:not([src])')")  # all have thumbnails
+    page.wait_for_function(
+        "() => !document.querySelector('.tile img:not([src])')"
+    )  # all have thumbnails
     assert page.locator("#failures-title").text_content() == "1 picture could not be embedded"
     failure = page.locator("#failures-list li").text_content()
     assert re.fullmatch(r"photos/broken\.jpg The image .+\.", failure)
-    assert "1 file that no picture is in was passed over." in page.locator("#notices").text_content()
+    assert (
+        "1 file that no picture is in was passed over." in page.locator("#notices").text_content()
+    )
     counts = [int(text.split()[0]) for text in page.evaluate("seen")]
     assert counts == sorted(counts)
     assert counts[0] == 0
     assert counts[-1] == len(good) + 1
-    page.wait_for_function("() => document.getElementById('announce').textContent.includes('ready')")
+    page.wait_for_function(
+        "() => document.getElementById('announce').textContent.includes('ready')"
+    )
 
 
 def test_same_folder_again_embeds_only_what_is_missing(filled, photos, good):
@@ -136,29 +142,13 @@ def test_stopped_run_keeps_what_is_done(visitor, good):
     assert page.locator("#failures").is_hidden()
 
 
-def test_picture_larger_than_the_server_takes_is_not_sent(visit, running_server, repository, good):
-    with running_server(repository, "--max-body-bytes", "4000") as server:
-        visitor = visit(server.url)
-        page = visitor.open()
-        small = min(good, key=lambda path: path.stat().st_size)
-        assert small.stat().st_size < 2900
-        big = small.with_name("padded.jpg")
-        big.write_bytes(small.read_bytes() + bytes(4000))
-        try:
-            visitor.drop(small, big)
-            visitor.wait_until_embedded(1)
-        finally:
-            big.unlink()
-        failure = page.locator("#failures-list li").text_content()
-        assert failure == "padded.jpg The file is larger than this server takes."
-
-
-def test_key_is_asked_for_until_it_opens_the_server(
+def test_key_is_asked_for_and_what_is_too_large_is_not_sent(
     visit, running_server, repository, good, tmp_path
 ):
     keys = tmp_path / "keys"
     keys.write_text("right-key\n")
-    with running_server(repository, "--api-keys-file", str(keys)) as server:
+    flags = ["--api-keys-file", str(keys), "--max-body-bytes", "4000"]
+    with running_server(repository, *flags) as server:
         visitor = visit(server.url)
         visitor.expected.append("401")
         page = visitor.page
@@ -174,5 +164,10 @@ def test_key_is_asked_for_until_it_opens_the_server(
         page.keyboard.press("Enter")
         page.get_by_text("amdim, fp32, 12 values a picture").wait_for()
         assert dialog.is_hidden()
-        visitor.drop(good[0])
+        small = min(good, key=lambda path: path.stat().st_size)
+        big = tmp_path / "padded.jpg"
+        big.write_bytes(small.read_bytes() + bytes(4000))
+        visitor.drop(small, big)
         visitor.wait_until_embedded(1)
+        failure = page.locator("#failures-list li").text_content()
+        assert failure == "padded.jpg The file is larger than this server takes."
