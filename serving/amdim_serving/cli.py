@@ -20,7 +20,12 @@ def serve(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model to serve. [amdim]")] = None,
     model_version: Annotated[str | None, typer.Option(help="Its version. [the highest]")] = None,
-    engine: Annotated[str | None, typer.Option(help="onnxruntime, openvino or triton.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, onnxruntime, openvino or triton. [auto]")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16 or int8; auto: certified ones. [auto]")
+    ] = None,
     provider: Annotated[
         str | None, typer.Option(help="ONNX Runtime provider; never replaced silently.")
     ] = None,
@@ -87,6 +92,7 @@ def serve(
         model=model,
         model_version=model_version,
         engine=engine,
+        precision=precision,
         provider=provider,
         triton_url=triton_url,
         triton_in_flight=triton_in_flight,

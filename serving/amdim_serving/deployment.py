@@ -39,6 +39,8 @@ class Deployment:
 
     def __init__(self, gateway: Gateway, reopen: Reopen | None = None) -> None:
         self.current = gateway
+        self.on_loaded: Callable[[], None] | None = None
+        """Called after a client had a reload done."""
         self._reopen = reopen
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -69,7 +71,10 @@ class Deployment:
             raise RequestError("unauthorized")
         if model != self.current.service.spec.name:
             raise RequestError("unknown_model")
-        return await self.reload()
+        is_other = await self.reload()
+        if self.on_loaded is not None:
+            self.on_loaded()
+        return is_other
 
     async def reload(self) -> bool:
         """Loads what the settings name now and lets it serve; returns whether that is another.

@@ -44,8 +44,13 @@ Message = Any  # tritonclient publishes no types
 Method = Callable[[Gateway, Message], Awaitable[Message]]
 
 
-def create_grpc_server(deployment: Deployment) -> grpc.aio.Server:
-    """Returns a server without a port yet; its messages are bounded as HTTP bodies are."""
+def create_grpc_server(deployment: Deployment, *, is_shared: bool = False) -> grpc.aio.Server:
+    """Returns a server without a port yet; its messages are bounded as HTTP bodies are.
+
+    Args:
+        deployment: What serves.
+        is_shared: Whether other processes listen on the same port.
+    """
     servicer = _Servicer(deployment)
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
@@ -59,7 +64,8 @@ def create_grpc_server(deployment: Deployment) -> grpc.aio.Server:
         options=[
             ("grpc.max_receive_message_length", deployment.current.settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a taken port must be told, not shared
+            # A taken port must be told, not shared, but among the workers of one server.
+            ("grpc.so_reuseport", int(is_shared)),
         ]
     )
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])

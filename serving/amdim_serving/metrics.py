@@ -15,9 +15,14 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     generate_latest,
+    multiprocess,
+    values,
 )
 
 from amdim_serving.engines import Engine
+
+# The library keeps values in files that several processes share where its variable names a folder.
+_IS_SHARED = values.ValueClass is not values.MutexValue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -56,38 +61,52 @@ class Metrics:
             "amdim_batch_size", "Images in a batch.", buckets=_BATCH, registry=self.registry
         )
         self.queue_images = Gauge(
-            "amdim_queue_images", "Images admitted and unanswered.", registry=self.registry
+            "amdim_queue_images",
+            "Images admitted and unanswered.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.queue_limit = Gauge(
-            "amdim_queue_limit_images", "Images admitted at most.", registry=self.registry
+            "amdim_queue_limit_images",
+            "Images admitted at most.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.ready = Gauge(
-            "amdim_ready", "Whether the last readiness check passed.", registry=self.registry
+            "amdim_ready",
+            "Whether the last readiness check passed.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
         )
         self.canary_cosine = Gauge(
-            "amdim_canary_cosine", "Worst cosine of the last canary run.", registry=self.registry
+            "amdim_canary_cosine",
+            "Worst cosine of the last canary run.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
         )
         self._busy_ratio = Gauge(
             "amdim_engine_busy_ratio",
             "Share of the time since the last scrape that the engine was computing.",
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self._build_info = Gauge(
             "amdim_build_info",
             "What serves; always 1.",
             ["version", "model", "model_version", "engine", "provider", "precision"],
             registry=self.registry,
+            multiprocess_mode="livemax",
         )
         ProcessCollector(registry=self.registry)
         self.reloads = Counter(
             "amdim_reloads", "Reloads by what came of them.", ["outcome"], registry=self.registry
         )
+        self._said: tuple[str, ...] = ()
         self._watched: dict[object, tuple[Callable[[], float], Callable[[], int], int]] = {}
         self._seen: tuple[float, float] = (time.monotonic(), 0.0)
-        self._busy_ratio.set_function(self._read_busy_ratio)
-        self.queue_images.set_function(
-            lambda: sum(queued() for _, queued, _ in self._watched.values())
-        )
+        if not _IS_SHARED:
+            self._busy_ratio.set_function(self._read_busy_ratio)
+            self.queue_images.set_function(self._read_queue)
         for outcome in ("replaced", "unchanged", "failed"):
             self.reloads.labels(outcome)
         self._bound: dict[tuple[str, int], Counter] = {}
@@ -134,6 +153,18 @@ class Metrics:
         self._seen = time.monotonic(), self._busy_s()
         return end
 
+    def refresh(self, workers: int) -> None:
+        """Writes down what is otherwise read when it is scraped: by another process, then.
+
+        Args:
+            workers: Whose busy ratios add up to the server's.
+        """
+        self._busy_ratio.set(self._read_busy_ratio() / workers)
+        self.queue_images.set(self._read_queue())
+
+    def _read_queue(self) -> int:
+        return sum(queued() for _, queued, _ in self._watched.values())
+
     def _busy_s(self) -> float:
         return sum(busy_s() for busy_s, _, _ in self._watched.values())
 
@@ -146,12 +177,19 @@ class Metrics:
 
     def describe(self, engine: Engine, version: str) -> None:
         """States what serves, and nothing else any more."""
-        self._build_info.clear()
         spec, info = engine.spec, engine.info
-        self._build_info.labels(
-            version, spec.name, spec.version, info.engine, info.provider, info.precision
-        ).set(1)
+        said = (version, spec.name, spec.version, info.engine, info.provider, info.precision)
+        if not _IS_SHARED:
+            self._build_info.clear()
+        elif self._said not in ((), said):  # shared files forget nothing
+            self._build_info.labels(*self._said).set(0)
+        self._build_info.labels(*said).set(1)
+        self._said = said
 
     def render(self) -> bytes:
-        """Returns the metrics in Prometheus' text format."""
+        """Returns the metrics in Prometheus' text format; of all workers, where there are some."""
+        if _IS_SHARED:
+            together = CollectorRegistry()
+            multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+            return generate_latest(together)
         return generate_latest(self.registry)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -26,6 +27,7 @@ from amdim_serving.kserve_grpc import create_grpc_server
 from amdim_serving.metrics_port import MetricsPort
 from amdim_serving.protocol import protocol_with
 from amdim_serving.settings import Settings
+from amdim_serving.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ def serve(
     started: float | None = None,
     open_gateway: Callable[[Settings], Gateway] = build_gateway,
     reopen: Reopen = reopen_gateway,
+    worker: Worker | None = None,
 ) -> None:
     """Serves until a signal comes; returns once every accepted request has its answer.
 
@@ -48,16 +51,14 @@ def serve(
         started: `time.monotonic()` of the command's start, for the line that says ready.
         open_gateway: Called once the port is ours; loads what is served.
         reopen: Loads its successor, when that is asked for.
+        worker: Given where this process is one of several.
 
     Raises:
         StartError: The port or the model cannot be had; the text says why.
     """
     started = time.monotonic() if started is None else started
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(_bound(settings.host, settings.port))]
-        if settings.metrics_port is not None:
-            host = settings.metrics_host or settings.host
-            listeners.append(stack.enter_context(_bound(host, settings.metrics_port)))
+        listeners = worker.listeners if worker else stack.enter_context(bound_listeners(settings))
         deployment = Deployment(open_gateway(settings), reopen)
         app: ASGIApp = create_app(deployment)
         if settings.metrics_port is not None:
@@ -74,7 +75,7 @@ def serve(
             proxy_headers=False,
             timeout_graceful_shutdown=int(settings.drain_timeout) + 1,
         )
-        server = _DrainingServer(config, deployment, started)
+        server = _DrainingServer(config, deployment, started, worker)
         server.run(sockets=listeners)
     _log.info("drained; bye")
 
@@ -82,8 +83,16 @@ def serve(
 class _DrainingServer(uvicorn.Server):
     """uvicorn's server with signals that drain first."""
 
-    def __init__(self, config: uvicorn.Config, deployment: Deployment, started: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        deployment: Deployment,
+        started: float,
+        worker: Worker | None = None,
+    ) -> None:
         super().__init__(config)
+        self._worker = worker
+        self._signals = _SIGNALS if worker is None else (signal.SIGTERM,)
         self._deployment = deployment
         self._settings = deployment.current.settings
         self._began = started
@@ -97,24 +106,36 @@ class _DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if self._grpc is not None:
             await self._grpc.start()
+        # What was loaded stays: collections need not walk it, an eighth of the loop's CPU.
+        gc.collect()
+        gc.freeze()
         service = self._deployment.current.service
         spec, info = service.spec, service.engine.info
         address = sockets[0].getsockname() if sockets else ("", 0)
         for other in (sockets or [])[1:]:
             _log.info("metrics on http://%s:%d/metrics", *other.getsockname()[:2])
-        _log.info(
-            "ready on http://%s:%d (gRPC %s) in %.2f s: %s version %s, %s %s on %s, %d threads",
-            address[0],
-            address[1],
-            grpc_port or "off",
-            time.monotonic() - self._began,
-            spec.name,
-            spec.version,
-            info.engine,
-            info.precision,
-            info.provider,
-            info.threads,
+        serves = (
+            f"{spec.name} version {spec.version}, {info.engine} {info.precision} "
+            f"on {info.provider}, {info.threads} threads"
         )
+        took_s = time.monotonic() - self._began
+        if self._worker is not None:
+            self._join_workers(self._worker, f"ready in {took_s:.2f} s: {serves}")
+            return
+        _log.info(
+            "ready on http://%s:%d (gRPC %s) in %.2f s: %s",
+            *address[:2],
+            grpc_port or "off",
+            took_s,
+            serves,
+        )
+
+    def _join_workers(self, worker: Worker, text: str) -> None:
+        """Takes part with the other workers, for as long as there is a parent."""
+        worker.watch_parent(self._on_signal)
+        worker.keep_fresh(self._deployment.current.metrics.refresh)
+        self._deployment.on_loaded = worker.reloaded
+        worker.ready(text)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drains HTTP and gRPC together."""
@@ -131,7 +152,7 @@ class _DrainingServer(uvicorn.Server):
         settings = self._settings
         wanted = settings.grpc_port
         port = wanted if wanted is not None else (settings.port and settings.port + 1)
-        server = create_grpc_server(self._deployment)
+        server = create_grpc_server(self._deployment, is_shared=self._worker is not None)
         try:
             bound: int = server.add_insecure_port(f"{settings.host}:{port}")
         except RuntimeError as error:
@@ -149,13 +170,13 @@ class _DrainingServer(uvicorn.Server):
         SIGHUP reloads.
         """
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in self._signals:
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            for number in (*_SIGNALS, signal.SIGHUP):
+            for number in (*self._signals, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
@@ -179,6 +200,21 @@ class _DrainingServer(uvicorn.Server):
         _log.info("draining")
         await asyncio.sleep(self._settings.drain_delay)
         self.should_exit = True
+
+
+@contextlib.contextmanager
+def bound_listeners(settings: Settings) -> Iterator[list[socket.socket]]:
+    """Binds the port of the routes, then the metrics' own where there is one.
+
+    Raises:
+        StartError: A port cannot be had; the text says why.
+    """
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_bound(settings.host, settings.port))]
+        if settings.metrics_port is not None:
+            host = settings.metrics_host or settings.host
+            listeners.append(stack.enter_context(_bound(host, settings.metrics_port)))
+        yield listeners
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -16,11 +16,13 @@ from amdim_serving.engines.triton_target import TritonTarget
 from amdim_serving.errors import StartError
 from amdim_serving.limits import Limits
 from amdim_serving.logs import LogFormat
-from amdim_serving.opening import EngineName
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+EngineName = Literal["auto", "onnxruntime", "openvino", "triton"]
+PrecisionName = Literal["auto", "fp32", "bf16", "int8"]
 
 _DEFAULTS = Limits()
 _TRITON_URL = "127.0.0.1:8101"  # beside a gateway on 8000
@@ -44,8 +46,10 @@ class Settings(BaseSettings):
     model_repository: Path | None = None
     model: str = "amdim"
     model_version: str | None = None
-    engine: EngineName = "onnxruntime"
-    """Named outright: nothing else runs."""
+    engine: EngineName = "auto"
+    """Named outright, nothing else runs; auto: the fastest in process on this CPU."""
+    precision: PrecisionName = "auto"
+    """Named outright, nothing else runs; auto: the fastest that is certified good enough."""
     provider: str = "CPUExecutionProvider"
     """Of ONNX Runtime."""
     triton_url: str | None = None
