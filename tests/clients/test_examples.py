@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +50,53 @@ def test_embed_async(example, served, photos, capsys):
     out = capsys.readouterr().out
     assert "7 done" in out
     assert "local7: (7, 7, 7, " in out
+
+
+@pytest.fixture
+def alike(photos):
+    """Three pictures, and what the examples print of them: their cosines with the first."""
+
+    def check(out, paths, url):
+        files = [("images", Path(path).read_bytes()) for path in paths]
+        answer = httpx.post(f"{url}/embed", files=files).raise_for_status().json()
+        vectors = np.array([entry["embedding"] for entry in answer["data"]])
+        lines = [line.split("  ", 1) for line in out.splitlines()]
+        assert [path for _, path in lines] == paths
+        printed = [float(cosine) for cosine, _ in lines]
+        np.testing.assert_allclose(printed, vectors @ vectors[0], atol=2e-4)
+
+    return [str(path) for path in sorted(photos.iterdir())[:3]], check
+
+
+@pytest.mark.parametrize("name", ["triton_tensors", "triton_bytes", "openai_client"])
+def test_protocols_of_others(example, gateway_process, alike, capsys, name):
+    url, grpc_address = gateway_process
+    paths, check = alike
+    example(name).main(paths, grpc_address if name.startswith("triton") else url)
+    check(capsys.readouterr().out, paths, url)
+
+
+def test_javascript(served, alike, repo_root):
+    node = shutil.which("node")
+    if node is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs Node")
+    paths, check = alike
+    command = [node, str(repo_root / "clients" / "examples" / "embed.mjs"), *paths]
+    environment = {**os.environ, "AMDIM_URL": served}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    check(done.stdout, paths, served)
+
+
+@pytest.mark.parametrize("name", ["search_faiss", "search_qdrant"])
+def test_stores_of_others(example, served, photos, capsys, name):
+    query = photos / "03.jpg"
+    example(name).main(str(photos), str(query), served)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[0] == f"1.0000  {query}"
+    scores = [float(line.split()[0]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_search_lancedb(example, photos, repository, tmp_path, capsys):
