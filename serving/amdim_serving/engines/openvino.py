@@ -73,6 +73,8 @@ class OpenVinoEngine:
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
         if used != hint:
             raise ProviderError(f"asked for {precision}, but OpenVINO computes in {used}")
+        if precision == "int8" and not _multiplies_int8(compiled):
+            raise ProviderError("asked for int8, but OpenVINO computes in float on this CPU")
         self._requests: queue.SimpleQueue[openvino.InferRequest | None] = queue.SimpleQueue()
         for _ in range(calls):
             self._requests.put(compiled.create_infer_request())
@@ -115,3 +117,14 @@ class OpenVinoEngine:
         for _ in range(self._requests.qsize()):
             self._requests.get()
         self._requests.put(None)
+
+
+def _multiplies_int8(compiled: openvino.CompiledModel) -> bool:
+    """Whether any convolution was given an int8 kernel, by what the compiled graph says."""
+    for node in compiled.get_runtime_model().get_ops():
+        said = node.get_rt_info()
+        if "primitiveType" not in said or said["layerType"].astype(str) != "Convolution":
+            continue
+        if said["primitiveType"].astype(str).endswith("_I8"):
+            return True
+    return False
