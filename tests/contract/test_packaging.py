@@ -33,6 +33,14 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel_names: list[st
     assert any(name.endswith("licenses/LICENSE") for name in wheel_names)
 
 
+def test_the_wheel_holds_the_whole_page(wheel_names: list[str], repo_root: Path) -> None:
+    page = {path.name for path in (repo_root / "serving" / "amdim_serving" / "web").iterdir()}
+    folder = "amdim_serving/web/"
+    packed = {name.removeprefix(folder) for name in wheel_names if name.startswith(folder)}
+    assert packed == page
+    assert {"index.html", "main.js", "theme.css"} <= packed
+
+
 def test_a_serving_install_asks_for_no_torch(repo_root: Path) -> None:
     project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
