@@ -7,7 +7,7 @@
 Both get the same given views, so augmentation is not in it (views.py measures that). Each side
 is a process of its own, since the project's changes how memory is kept; they take turns, round by
 round, and the other sleeps. Before anything is timed, both losses of the same weights are
-compared. The project's step chooses its precision by its own measurement, as a run does.
+compared. The project's step chooses precision and memory format by measurement, as a run does.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from rich.table import Table
 from torch import Tensor
 
 from amdim_training.allocator import keep_freed_memory
-from amdim_training.config import EncoderConfig, LossConfig, OptimConfig, Precision
+from amdim_training.config import EncoderConfig, LossConfig, MemoryFormat, OptimConfig, Precision
 from amdim_training.encoder import AmdimEncoder
-from amdim_training.optimizer import make_adam
-from amdim_training.precision import choose_precision
+from amdim_training.optimizer import make_adam, match_layout
+from amdim_training.precision import choose_memory_format, choose_precision
 from amdim_training.step import train_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,10 +88,10 @@ class ProjectStep:
     def __init__(self, shape: Shape, device: torch.device, *, compiled: bool) -> None:
         keep_freed_memory()
         self.encoder = AmdimEncoder(shape.encoder).to(device)
-        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_adam(self.encoder.parameters(), OptimConfig())
         self.forward = torch.compile(self.encoder) if compiled else self.encoder
         self.precision: Precision = "fp32"
+        self.use("channels_last")
 
     def __call__(self, first: Tensor, second: Tensor, places: Places) -> float:
         """Makes one update and returns its loss."""
@@ -100,8 +100,8 @@ class ProjectStep:
             self.forward,
             LossConfig(),
             (
-                first.contiguous(memory_format=torch.channels_last),
-                second.contiguous(memory_format=torch.channels_last),
+                first.contiguous(memory_format=self.layout),
+                second.contiguous(memory_format=self.layout),
             ),
             precision=self.precision,
             sources=places,
@@ -110,15 +110,28 @@ class ProjectStep:
         self.optimizer.step()
         return terms.total.item()
 
-    def choose(self, wanted: Precision, given: tuple[Tensor, Tensor, Places]) -> Precision:
-        """Settles the precision, by measurement where it is `auto`."""
+    def use(self, memory_format: MemoryFormat) -> None:
+        """Lays encoder, moments and images out in a memory format."""
+        channels_last = memory_format == "channels_last"
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.encoder.to(memory_format=self.layout)  # type: ignore[call-overload]
+        match_layout(self.optimizer)
 
-        def run(precision: Precision) -> None:
+    def choose(
+        self, wanted: Precision, given: tuple[Tensor, Tensor, Places]
+    ) -> tuple[Precision, MemoryFormat]:
+        """Settles precision, where it is `auto`, and memory format, by measurement."""
+
+        def step(precision: Precision = wanted, memory_format: MemoryFormat | None = None) -> None:
             self.precision = precision
+            if memory_format is not None:
+                self.use(memory_format)
             self(*given)
 
-        self.precision = choose_precision(wanted, run)
-        return self.precision
+        precision = choose_precision(wanted, step)
+        layout = choose_memory_format("auto", lambda layout: step(precision, layout))
+        self.use(layout)
+        return precision, layout
 
 
 def serve(kind: str, threads: int, connection: Connection) -> None:
@@ -151,9 +164,11 @@ def _prepare(
     if kind == "plain":
         plain = PlainStep(shape.size, shape.width, shape.embed_dim, shape.depth)
         plain.encoder.to(device)
-        return plain, given, {"precision": "fp32", "loss_difference": compare(shape)}
+        facts = {"precision": "fp32", "memory_format": "contiguous"}
+        return plain, given, facts | {"loss_difference": compare(shape)}
     project = ProjectStep(shape, device, compiled=kind == "compiled")
-    return project, given, {"precision": project.choose(wanted, given)}
+    precision, layout = project.choose(wanted, given)
+    return project, given, {"precision": precision, "memory_format": layout}
 
 
 def compare(shape: Shape) -> float:
@@ -270,7 +285,7 @@ def _print_table(console: Console, results: Mapping[str, Any]) -> None:
         title=f"Training step, pairs/s, {results['machine']['cpu']}, {results['threads']} threads; "
         f"matrix products {rates['fp32']:.0f} GFLOP/s fp32, {rates['bf16']:.0f} bf16"
     )
-    headings = ("size:width/D/depth", "batch", "side", "precision", "pairs/s", "ratio", "of matrix")
+    headings = ("size:width/D/depth", "batch", "side", "chosen", "pairs/s", "ratio", "of matrix")
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if place in (0, 2, 3) else "right", no_wrap=True)
     for name, row in results["shapes"].items():
@@ -278,7 +293,8 @@ def _print_table(console: Console, results: Mapping[str, Any]) -> None:
             achieved = facts["pairs_per_s"] * row["gflop_per_pair"]
             share = achieved / rates[facts["precision"]]
             table.add_row(
-                name if side == "plain" else "", str(row["batch"]), side, facts["precision"],
+                name if side == "plain" else "", str(row["batch"]), side,
+                f"{facts['precision']} {facts['memory_format']}",
                 f"{facts['pairs_per_s']:.1f}", f"{row['ratio'][side]:.2f}", f"{100 * share:.0f} %",
             )  # fmt: skip
     console.print(table)

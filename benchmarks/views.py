@@ -163,7 +163,7 @@ def step_seconds(name: str, batch: int) -> tuple[float, str]:
     shape = Shape.parse(name, batch)
     given = shape.given(torch.device("cpu"))
     step = ProjectStep(shape, torch.device("cpu"), compiled=False)
-    precision = step.choose("auto", given)
+    precision, _ = step.choose("auto", given)
     seconds = []
     for _ in range(4):
         started = time.perf_counter()

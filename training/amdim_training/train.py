@@ -99,9 +99,13 @@ def _loop(
     journal.note({"event": "start", **settled, "skipped": skipped, **_facts(run)})
     ends = time.monotonic() + (config.stop_after_minutes * 60 or float("inf"))
 
+    scored = -1
+
     def score() -> None:
-        if scorer is not None:
+        nonlocal scored
+        if scorer is not None and run.step != scored:
             journal.note({"event": "knn", "step": run.step, **scorer(run.encoder)})
+            scored = run.step
 
     while run.step < run.steps and not _must_stop(run, stop.is_set() or time.monotonic() > ends):
         journal.count(run.update(choices.precision))
