@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 from amdim_clients.contract import Certificate
 from amdim_serving.bodies import BodyReader
 from amdim_serving.choosing import open_engine
+from amdim_serving.engines import EngineInfo
 from amdim_serving.errors import CanaryError, ServingError
 from amdim_serving.metrics import Metrics
-from amdim_serving.opening import ModelConfig
+from amdim_serving.opening import ModelConfig, Tried
 from amdim_serving.service import EmbedService
 from amdim_serving.settings import Settings
 
@@ -42,6 +43,8 @@ class Gateway:
     """They open everything, and only they what changes the server."""
     canary_cosine: float = 1.0
     """The worst one at load."""
+    tried: tuple[Tried, ...] = ()
+    """What the engine was chosen among."""
     draining: bool = False
     requests: int = 0
     """Requests that began here and have not ended."""
@@ -148,6 +151,7 @@ class Gateway:
             "provider": info.provider,
             "precision": info.precision,
             "threads": info.threads,
+            "chosen_among": [asdict(one) for one in self.tried],
             "encoder_digest": spec.encoder_digest,
             "preprocess_digest": spec.preprocess_digest,
             "artifact_digest": spec.artifact_digest,
@@ -168,18 +172,21 @@ class Gateway:
         return {"default": spec.name, "models": {spec.name: model}, "limits": limits}
 
 
-def build_gateway(settings: Settings, metrics: Metrics | None = None) -> Gateway:
+def build_gateway(
+    settings: Settings, metrics: Metrics | None = None, *, before: EngineInfo | None = None
+) -> Gateway:
     """Opens the model that the settings name and puts a service around it.
 
     Args:
         settings: Say which model, which engine and which limits.
         metrics: Reported to; new ones when not given.
+        before: What served until now; kept where the settings leave a choice.
 
     Raises:
         StartError: The model cannot be served; the text says why.
     """
     keys, admin_keys = settings.keys(), settings.keys_of_admins()
-    opened = open_engine(settings)
+    opened = open_engine(settings, before=before)
     service = EmbedService(
         opened.engine,
         beside=opened.beside,
@@ -195,6 +202,7 @@ def build_gateway(settings: Settings, metrics: Metrics | None = None) -> Gateway
         keys,
         admin_keys,
         canary_cosine=opened.canary_cosine,
+        tried=opened.tried,
     )
 
 
@@ -204,7 +212,7 @@ def reopen_gateway(old: Gateway) -> Gateway:
     Raises:
         StartError: It cannot be served; the text says why.
     """
-    return build_gateway(old.settings, old.metrics)
+    return build_gateway(old.settings, old.metrics, before=old.service.engine.info)
 
 
 def package_version() -> str:

@@ -17,12 +17,15 @@ from amdim_serving.errors import StartError
 from amdim_serving.opening import OpenModel
 
 
-def open_remote_model(repository: Path, target: TritonTarget, *, in_flight: int = 0) -> OpenModel:
+def open_remote_model(
+    repository: Path, target: TritonTarget, *, precision: str | None = None, in_flight: int = 0
+) -> OpenModel:
     """Connects to Triton and proves what it serves.
 
     Args:
         repository: The folder of models whose certificates may speak for what Triton serves.
         target: Which Triton and which model.
+        precision: That Triton's artifact must have; any when not given.
         in_flight: Batches on their way at once; 0: enough that no instance waits for the wire.
 
     Raises:
@@ -33,6 +36,8 @@ def open_remote_model(repository: Path, target: TritonTarget, *, in_flight: int 
     found: list[Certificate] = []
 
     def find(spec: ModelSpec) -> Certificate:
+        if precision not in (None, spec.precision):
+            raise StartError(f"Triton serves {spec.name} at {spec.precision}, not at {precision}")
         found.append(find_certificate(repository, spec))
         return found[0]
 

@@ -193,7 +193,8 @@ def client_for(repository: Path) -> ClientFactory:
     async def connect(
         *, prepare: Callable[[Gateway], None] | None = None, **settings: object
     ) -> AsyncIterator[httpx.AsyncClient]:
-        values = {"model_repository": repository, "threads": 1, **settings}
+        values = {"model_repository": repository, "engine": "onnxruntime", "threads": 1}
+        values |= settings
         gateway = build_gateway(Settings(**values))  # type: ignore[arg-type]
         if prepare is not None:
             prepare(gateway)
