@@ -1,6 +1,6 @@
 """Becomes the pinned Triton server of .venv/triton on a model repository.
 
-Run with .venv/triton/bin/python. Standard library only. The server listens on the loopback address
+Run with .venv/triton/bin/python; flags it does not know are tritonserver's. Standard library only. The server listens on the loopback address
 and takes its models' code (`amdim_clients.images`) from this checkout.
 """
 
@@ -14,7 +14,8 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-BACKENDS = Path(__file__).resolve().parent / "backends"
+STAND_IN = Path(__file__).resolve().with_name("stand_in.py")
+STOOD_IN_FOR = ("onnxruntime", "openvino")
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("repository", type=Path, nargs="?", default=ROOT / "model_repository")
     parser.add_argument("--port", type=int, default=8100, help="HTTP; gRPC +1, metrics +2")
     parser.add_argument("--explicit", action="store_true", help="load models on request only")
-    options = parser.parse_args()
+    options, flags = parser.parse_known_args()
 
     site = Path(sysconfig.get_path("purelib"))
     triton = site / "pytriton" / "tritonserver"
@@ -53,6 +54,7 @@ def main() -> None:
         "--allow-gpu-metrics=false",
         "--exit-timeout-secs=10",
         f"--model-control-mode={'explicit' if options.explicit else 'none'}",
+        *flags,
     ]
     sys.stdout.flush()
     os.execve(command[0], command, environment)
@@ -69,8 +71,9 @@ def prepare_backends(triton: Path, folder: Path) -> Path:
         shutil.copy2(triton / "backends" / "python" / name, python / name)
     stub = "triton_python_backend_stub"
     (python / stub).symlink_to(triton / "python_backend_stubs" / version / stub)
-    for backend in BACKENDS.iterdir():
-        shutil.copytree(backend, folder / backend.name)
+    for backend in STOOD_IN_FOR:
+        (folder / backend).mkdir()
+        shutil.copy2(STAND_IN, folder / backend / "model.py")
     return folder
 
 

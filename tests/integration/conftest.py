@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import socket
@@ -13,9 +14,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc as grpc
+import tritonclient.http as http
+from PIL import Image
+
+from amdim_export.canaries import draw_canaries
+from amdim_export.pipeline import ExportOptions, export_encoder
+from amdim_export.runtime import OnnxEncoder
+from amdim_training.checkpoint import save_checkpoint
+from amdim_training.config import EncoderConfig
+from amdim_training.encoder import AmdimEncoder
+from amdim_training.views import Normalization
 
 TOOLS = Path(__file__).resolve().parents[2] / "export" / "triton_server"
 READY_WITHIN_S = 60.0
+MAX_BATCH = 16
 
 
 @dataclasses.dataclass
@@ -84,13 +97,13 @@ def start_triton(
     """Starts Triton on a repository and waits for it; every server is stopped at the end."""
     running: list[Triton] = []
 
-    def start(repository: Path, *, explicit: bool = False) -> Triton:
+    def start(repository: Path, *flags: str, explicit: bool = False) -> Triton:
         port = _three_free_ports()
         log = tmp_path_factory.mktemp("triton") / "log"
         command = [triton_python, TOOLS / "run.py", repository, "--port", str(port)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*map(str, command), *(["--explicit"] if explicit else [])],
+                [*map(str, command), *(["--explicit"] if explicit else []), *flags],
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -102,6 +115,61 @@ def start_triton(
     yield start
     for server in running:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[bytes]:
+    """Ten pictures in three formats."""
+    files = []
+    for index, pixels in enumerate(draw_canaries(128)[:10]):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).resize((160, 120)).save(buffer, ("JPEG", "PNG", "WEBP")[index % 3])
+        files.append(buffer.getvalue())
+    return files
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, photos: list[bytes]) -> Path:
+    """Two versions of an encoder and all that goes with it; read only."""
+    root = tmp_path_factory.mktemp("triton-repository")
+    pictures = root / "pictures"
+    pictures.mkdir()
+    for index, data in enumerate(photos):
+        (pictures / f"{index}.png").write_bytes(data)
+    normalization = Normalization(mean=(0.43, 0.42, 0.39), std=(0.27, 0.26, 0.27))
+    encoder = AmdimEncoder(EncoderConfig(width=4, embed_dim=40))
+    checkpoint = save_checkpoint(root / "checkpoint", encoder, normalization)
+    options = ExportOptions(fit_on=(pictures,), max_batch_size=MAX_BATCH, image=True, windows=True)
+    models = root / "models"
+    export_encoder(checkpoint, models, options)
+    export_encoder(checkpoint, models, ExportOptions(max_batch_size=MAX_BATCH, image=True))
+    return models
+
+
+@pytest.fixture(scope="session")
+def triton(start_triton: Callable[..., Triton], repository: Path) -> Triton:
+    """A server that only answers: tests that load, unload or kill start their own."""
+    return start_triton(repository)
+
+
+@pytest.fixture(scope="session")
+def in_process(repository: Path) -> OnnxEncoder:
+    """What the served version gives without a server."""
+    return OnnxEncoder(repository / "amdim" / "2" / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def grpc_client(triton: Triton) -> Iterator[grpc.InferenceServerClient]:
+    """A gRPC client of it."""
+    with grpc.InferenceServerClient(triton.grpc) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def http_client(triton: Triton) -> Iterator[http.InferenceServerClient]:
+    """An HTTP client of it."""
+    with http.InferenceServerClient(triton.http) as client:
+        yield client
 
 
 def _three_free_ports() -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import signal
 import urllib.request
 import uuid
 
@@ -15,73 +12,17 @@ import tritonclient.grpc as grpc
 import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http as http
 import tritonclient.utils.shared_memory as shared_memory
-from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from amdim_clients.contract import parse_model_config, read_model_spec
 from amdim_clients.images import Preprocess, decode_image
 from amdim_export.canaries import draw_canaries
-from amdim_export.pipeline import ExportOptions, export_encoder
 from amdim_export.runtime import OnnxEncoder
-from amdim_training.checkpoint import save_checkpoint
-from amdim_training.config import EncoderConfig
-from amdim_training.encoder import AmdimEncoder
-from amdim_training.views import Normalization
 
 pytestmark = pytest.mark.triton
 
-MAX_BATCH = 16
+MAX_BATCH = 16  # of the repository in conftest.py
 OUTPUTS = ("embedding", "global", "local5", "local7")
-
-
-@pytest.fixture(scope="module")
-def photos() -> list[bytes]:
-    """Ten pictures in three formats."""
-    files = []
-    for index, pixels in enumerate(draw_canaries(128)[:10]):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).resize((160, 120)).save(buffer, ("JPEG", "PNG", "WEBP")[index % 3])
-        files.append(buffer.getvalue())
-    return files
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory, photos):
-    root = tmp_path_factory.mktemp("triton-repository")
-    pictures = root / "pictures"
-    pictures.mkdir()
-    for index, data in enumerate(photos):
-        (pictures / f"{index}.png").write_bytes(data)
-    normalization = Normalization(mean=(0.43, 0.42, 0.39), std=(0.27, 0.26, 0.27))
-    encoder = AmdimEncoder(EncoderConfig(width=4, embed_dim=40))
-    checkpoint = save_checkpoint(root / "checkpoint", encoder, normalization)
-    options = ExportOptions(fit_on=(pictures,), max_batch_size=MAX_BATCH, image=True, windows=True)
-    models = root / "models"
-    export_encoder(checkpoint, models, options)
-    export_encoder(checkpoint, models, ExportOptions(max_batch_size=MAX_BATCH, image=True))
-    return models
-
-
-@pytest.fixture(scope="module")
-def triton(start_triton, repository):
-    return start_triton(repository)
-
-
-@pytest.fixture(scope="module")
-def in_process(repository):
-    return OnnxEncoder(repository / "amdim" / "2" / "model.onnx")
-
-
-@pytest.fixture(scope="module")
-def grpc_client(triton):
-    with grpc.InferenceServerClient(triton.grpc) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def http_client(triton):
-    with http.InferenceServerClient(triton.http) as client:
-        yield client
 
 
 def _images(module, pixels):
@@ -239,29 +180,3 @@ def test_statistics_and_metrics_count_images(grpc_client, triton):
     assert counted() == before + 5
     with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=10) as answer:
         assert 'nv_inference_count{model="amdim",version="2"}' in answer.read().decode()
-
-
-def test_versions_are_loaded_and_unloaded_on_request(start_triton, repository):
-    server = start_triton(repository, explicit=True)
-    with http.InferenceServerClient(server.http) as client:
-        assert not client.is_model_ready("amdim")
-        client.load_model("amdim")
-        assert client.is_model_ready("amdim", "2")
-        config = {**client.get_model_config("amdim"), "version_policy": {"all": {}}}
-        client.load_model("amdim", config=json.dumps(config))
-        assert client.is_model_ready("amdim", "1")
-        result = client.infer("amdim", _images(http, _pixels(2)), model_version="1")
-        assert result.as_numpy("embedding").shape[0] == 2
-        client.unload_model("amdim")
-        with pytest.raises(InferenceServerException):
-            client.infer("amdim", _images(http, _pixels(1)))
-    assert server.stop() == 0
-
-
-def test_killed_and_started_again(start_triton, repository, in_process):
-    server = start_triton(repository)
-    server.stop(how=signal.SIGKILL)
-    again = start_triton(repository)
-    with grpc.InferenceServerClient(again.grpc) as client:
-        _assert_equal(client.infer("amdim", _images(grpc, _pixels(2))), in_process(_pixels(2)))
-    assert again.stop() == 0

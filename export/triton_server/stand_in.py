@@ -1,14 +1,13 @@
-"""Triton's ONNX Runtime backend, stood in for by a Python-based one where the native one is absent.
+"""Triton's ONNX Runtime and OpenVINO backends, stood in for where the native ones are absent.
 
-Runs `<version>/<default_model_filename>` as any configuration of `backend: "onnxruntime"` says.
-Knows no encoder: names and shapes come from the configuration.
+A Python-based backend under either name: runs `<version>/<default_model_filename>` with the same
+library in process. Knows no encoder: names and shapes come from the configuration.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 
@@ -22,15 +21,9 @@ class TritonPythonModel:
             args: Triton's, all strings: the configuration as JSON, where the model lies, ...
         """
         config = json.loads(args["model_config"])
-        name = config.get("default_model_filename") or "model.onnx"
-        options = ort.SessionOptions()
-        # spinning threads fight the server's own on few cores
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = ort.InferenceSession(
-            str(Path(args["model_repository"]) / args["model_version"] / name),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
+        place = Path(args["model_repository"]) / args["model_version"]
+        opener = {"onnxruntime": _onnxruntime, "openvino": _openvino}[config["backend"]]
+        self.run = opener(place, config.get("default_model_filename"))
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self.joins = config["max_batch_size"] > 0
@@ -61,8 +54,35 @@ class TritonPythonModel:
         return answers
 
     def _run(self, feed):
-        return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+        return dict(zip(self.outputs, self.run(self.outputs, feed), strict=True))
 
     def _answer(self, request, values):
         asked = request.requested_output_names()
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, values[name]) for name in asked])
+
+
+def _onnxruntime(place, file_name):
+    """Returns names of outputs and a feed -> values."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # spinning threads fight the server's own on few cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    path = str(place / (file_name or "model.onnx"))
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run
+
+
+def _openvino(place, file_name):
+    """Returns names of outputs and a feed -> values; what is not quantized runs in float32."""
+    import openvino
+
+    path = str(place / (file_name or "model.xml"))  # the native backend's own default
+    options = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+
+    def run(names, feed):
+        request.infer(feed)
+        return [request.get_tensor(name).data.copy() for name in names]
+
+    return run

@@ -1,0 +1,175 @@
+"""What the windows of a picture cost: dynamic shapes, fixed shapes, and crops one by one.
+
+    python benchmarks/windows.py [--repository model_repository] [--engines onnxruntime openvino]
+
+For common shapes of photos at several scales, one picture at a time: the published file whose
+height and width are free; the same file compiled for that very size; and the encoder on as many
+crops, in batches of 16. Every engine uses as many threads as there are cores. Columns of the
+table are milliseconds a picture; `fixed` leaves out the compiling, which `compile` states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "windows.json"
+SHAPES = {"1:1": (1, 1), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9)}
+CROP_BATCH = 16
+
+Run = Callable[[npt.NDArray[np.uint8]], Any]
+
+
+def main() -> None:
+    """Measures, prints the table and keeps its numbers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository")
+    parser.add_argument("--engines", nargs="+", default=["onnxruntime", "openvino"])
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--seconds", type=float, default=0.4, help="of each measurement")
+    options = parser.parse_args()
+    windows = newest(options.repository / "amdim_windows")
+    encoder = newest(options.repository / "amdim")
+    side = encoder_side(encoder)
+    rows = []
+    for engine in options.engines:
+        open_model = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}[engine]
+        dynamic = open_model(windows, {})
+        batch = np.random.default_rng(0).integers(0, 256, (CROP_BATCH, side, side, 3), np.uint8)
+        crop_ms = median_ms(open_model(encoder, {}), batch, options.seconds * 4) / CROP_BATCH
+        for scale in options.scales:
+            for shape in options.shapes:
+                size = picture_size(side, scale, *SHAPES[shape])
+                rows.append(
+                    {"engine": engine, "scale": scale, "shape": shape}
+                    | measure(open_model, windows, dynamic, size, side, crop_ms, options.seconds)
+                )
+    print_table(rows)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"cpus": os.cpu_count(), "rows": rows}, indent=1) + "\n")
+
+
+def measure(
+    open_model: Callable[[Path, Mapping[str, int]], Run],
+    model: Path,
+    dynamic: Run,
+    size: tuple[int, int],
+    side: int,
+    crop_ms: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """Returns one row: a picture of (height, width) pixels through each way."""
+    height, width = size
+    pixels = np.random.default_rng(1).integers(0, 256, (1, height, width, 3), np.uint8)
+    started = time.perf_counter()
+    fixed = open_model(model, {"N": 1, "H": height, "W": width})
+    compile_ms = 1000 * (time.perf_counter() - started)
+    count = ((height - side) * 8 // side + 1) * ((width - side) * 8 // side + 1)
+    # in turns, so that neither has the machine's better moment
+    turns = [
+        (median_ms(dynamic, pixels, seconds / 2), median_ms(fixed, pixels, seconds / 2))
+        for _ in range(2)
+    ]
+    dynamic_ms, fixed_ms = (statistics.median(values) for values in zip(*turns, strict=True))
+    return {
+        "height x width": f"{height}x{width}",
+        "windows": count,
+        "dynamic": dynamic_ms,
+        "fixed": fixed_ms,
+        "compile": compile_ms,
+        "crops": crop_ms * count,
+        "crops / dynamic": crop_ms * count / dynamic_ms,
+        "single images": dynamic_ms / crop_ms,
+    }
+
+
+def picture_size(side: int, scale: float, wide: int, high: int) -> tuple[int, int]:
+    """Returns height and width at a scale: multiples of the stride, the short side S * scale."""
+    stride = side // 8
+    short = max(side, round(side * scale / stride) * stride)
+    return short, max(short, round(side * scale * wide / high / stride) * stride)
+
+
+def open_onnxruntime(path: Path, sizes: Mapping[str, int]) -> Run:
+    """Returns a file as ONNX Runtime runs it, its free dimensions fixed where sizes are given."""
+    import onnxruntime as ort
+
+    session_options = ort.SessionOptions()
+    for name, size in sizes.items():
+        session_options.add_free_dimension_override_by_name(name, size)
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {"images": pixels})
+
+
+def open_openvino(path: Path, sizes: Mapping[str, int]) -> Run:
+    """Returns a file as OpenVINO runs it in float32, reshaped where sizes are given."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    if sizes:
+        model.reshape([*sizes.values(), 3])
+    options = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+    return lambda pixels: request.infer({"images": pixels})
+
+
+def median_ms(run: Run, pixels: npt.NDArray[np.uint8], seconds: float) -> float:
+    """Returns the median milliseconds of a call, the first two left out."""
+    for _ in range(2):
+        run(pixels)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        started = time.perf_counter()
+        run(pixels)
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def newest(model: Path) -> Path:
+    """Returns the file of a model's newest version."""
+    versions = [path for path in model.glob("*") if path.name.isdecimal()]
+    if not versions:
+        raise SystemExit(f"no version in {model}: amdim export ... --windows publishes one")
+    return max(versions, key=lambda path: int(path.name)) / "model.onnx"
+
+
+def encoder_side(model: Path) -> int:
+    """Returns S of an encoder's file."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    return int(session.get_inputs()[0].shape[1])
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Prints what was measured as a Markdown table."""
+    names = list(rows[0])
+    print("|".join(["", *names, ""]))
+    print("|---" * len(names) + "|")
+    for row in rows:
+        cells = [f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()]
+        print("|".join(["", *cells, ""]))
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        mine = [row for row in rows if row["engine"] == engine]
+        gain = statistics.median(row["dynamic"] / row["fixed"] for row in mine)
+        least = min((r["crops / dynamic"] for r in mine if r["scale"] == 2.0), default=0.0)
+        print(f"\n{engine}: fixed sizes are {gain:.2f} times as fast as dynamic ones (median);")
+        print(f"at scale 2 as many crops cost at least {least:.1f} times as much")
+
+
+if __name__ == "__main__":
+    main()
