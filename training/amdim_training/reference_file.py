@@ -7,6 +7,7 @@ place-holders here; every other class is refused. Knows nothing of what the tens
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,7 +42,8 @@ def read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
     try:
-        with torch.serialization.safe_globals(_place_holders(path)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_place_holders(path)):
+            warnings.simplefilter("ignore")  # of pickle protocols: whatever cannot be read, fails
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -71,4 +73,7 @@ def _reason(error: Exception) -> str:
     """Returns the first sentence of torch's message, without its advice to switch safety off."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "GLOBAL" in line]
-    return (named or lines or [type(error).__name__])[0]
+    sentence = (named or lines or [""])[0].partition(". ")[0]
+    if not sentence or sentence.isdigit() or sentence.startswith("Weights only load failed"):
+        return "it was not written by torch.save, or is cut off"
+    return sentence
