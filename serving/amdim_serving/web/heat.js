@@ -29,20 +29,26 @@ export function heatCanvas(image, map, spec, label) {
   context.fillStyle = "rgb(16 20 24 / 42%)";
   context.fillRect(0, 0, width, height);
 
-  const cells = new OffscreenCanvas(CELLS, CELLS);
-  const pixels = new ImageData(CELLS, CELLS);
+  const grid = CELLS + 2; // the outer cells once more around, up to the crop's border and past it
+  const cells = new OffscreenCanvas(grid, grid);
+  const pixels = new ImageData(grid, grid);
   const scores = map.flat();
   const low = scores.reduce((sum, score) => sum + score, 0) / scores.length;
   const high = Math.max(...scores);
-  scores.forEach((score, at) => {
+  const inside = (at) => Math.min(CELLS - 1, Math.max(0, at - 1));
+  for (let at = 0; at < grid * grid; at++) {
+    const score = map[inside(Math.floor(at / grid))][inside(at % grid)];
     pixels.data.set(colour((score - low) / (high - low || 1)), at * 4);
-  });
+  }
   cells.getContext("2d").putImageData(pixels, 0, 0);
   // The crop is in the middle; cell centres lie at 1/8 to 7/8 of it, so each cell is 1/8 wide.
   const crop = (Math.min(width, height) * spec.image_size) / spec.resize;
-  const side = (crop * CELLS) / (CELLS + 1);
+  const side = (crop * grid) / (CELLS + 1);
   context.strokeStyle = "rgb(255 255 255 / 45%)";
-  context.strokeRect((width - crop) / 2, (height - crop) / 2, crop, crop);
+  context.beginPath();
+  context.rect((width - crop) / 2, (height - crop) / 2, crop, crop);
+  context.stroke();
+  context.clip();
   context.imageSmoothingQuality = "high";
   context.drawImage(cells, (width - side) / 2, (height - side) / 2, side, side);
   return canvas;

@@ -49,7 +49,7 @@ async function take(found) {
   const added = pictures.map(({ file, name }) => collection.add(file, name)).filter(Boolean);
   if (added.length) embedder.add(added);
   else if (pictures.length) status.say("These pictures are here already.", "note");
-  if (others) status.say(`${count(others, "file")} that no picture is in ${others === 1 ? "was" : "were"} passed over.`, "note");
+  if (others) status.say(`Passed over: ${count(others, "file")} that ${others === 1 ? "is no picture" : "are no pictures"}.`, "note");
   refresh();
 }
 
@@ -196,7 +196,7 @@ function clear() {
   embedder.stop();
   leave();
   collection.clear();
-  status.clearFailures();
+  status.clear();
   refresh();
   $("empty-add").focus();
 }

@@ -24,8 +24,14 @@ const REQUESTS = 2;
  * @returns {Promise<{picture: object, score: number, box: number[]}[]>} best first
  */
 export async function searchRegion(server, collection, query, box, options) {
-  const search = server.model.windows ? byWindows : byMaps;
-  const found = await search(server, collection, query, box, options);
+  let found;
+  try {
+    if (server.model.windows) found = await byWindows(server, collection, query, box, options);
+  } catch (error) {
+    if (error.code !== "unknown_output") throw error;
+    server.model.windows = false; // it could, but has no model for it
+  }
+  found ??= await byMaps(server, collection, query, box, options);
   return found.sort((a, b) => b.score - a.score);
 }
 

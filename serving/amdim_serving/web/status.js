@@ -61,6 +61,12 @@ export class Status {
     this.#showFailures();
   }
 
+  /** Takes back everything that was said. */
+  clear() {
+    $("notices").replaceChildren();
+    this.clearFailures();
+  }
+
   clearFailures() {
     this.#failed = [];
     $("failures-list").replaceChildren();
