@@ -46,7 +46,10 @@ def _precision(one: CertifiedPrecision) -> str:
 
 def findings_table(findings: Iterable[Finding]) -> Table:
     """Returns what a check found, a row per thing checked."""
-    table = Table("artifact", "checked", "result", title_justify="left")
+    table = Table(title_justify="left")
+    table.add_column("artifact", no_wrap=True)
+    table.add_column("checked")
+    table.add_column("result")
     for finding in findings:
         version = f" {finding.version}" if finding.version else ""
         table.add_row(finding.model + version, finding.what, _result(finding))
@@ -55,7 +58,10 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 def versions_table(rows: Iterable[tuple[str, str, str, Certificate | str]]) -> Table:
     """Returns a repository's versions; rows of model, version, state, certificate or why not."""
-    table = Table("artifact", "state", "weights", "encoder", "file", "min cosine")
+    table = Table()
+    table.add_column("artifact", no_wrap=True)
+    for name in ("state", "weights", "encoder", "file", "min cosine"):
+        table.add_column(name)
     for model, version, state, certificate in rows:
         if isinstance(certificate, str):
             table.add_row(f"{model} {version}", state, "", "", "", certificate)

@@ -1,7 +1,8 @@
 """Becomes the pinned Triton server of .venv/triton on a model repository.
 
 Run with .venv/triton/bin/python; flags that it does not know are tritonserver's. Standard library
-only. The server listens on the loopback address and takes its models' code (`amdim_clients.images`) from this checkout.
+only. The server listens on the loopback address and takes its models' code
+(`amdim_clients.images`) from this checkout.
 """
 
 from __future__ import annotations
