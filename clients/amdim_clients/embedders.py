@@ -21,6 +21,7 @@ from amdim_clients.gateway import EmbedClient
 from amdim_clients.images import decode_image
 from amdim_clients.inputs import ImageFailure, RequestLimits
 from amdim_clients.space import VectorOrigin
+from amdim_clients.window_rows import PictureWindows, WindowPlan
 
 if TYPE_CHECKING:
     from amdim_clients.contract import ModelSpec
@@ -53,6 +54,7 @@ class Embedder(Protocol):
     """Files' bytes in, vectors out."""
 
     origin: VectorOrigin
+    plan: WindowPlan | None  # where it gives windows too
     batch_size: int  # images that `embed` likes to get at once
     window: int  # images that may be held prepared or in preparation
 
@@ -63,7 +65,7 @@ class Embedder(Protocol):
             ImageError: The bytes are not a usable picture.
         """
 
-    def embed(self, prepared: Sequence[Any]) -> list[Vectors | ImageFailure]:
+    def embed(self, prepared: Sequence[Any]) -> Sequence[Vectors | PictureWindows | ImageFailure]:
         """One entry per image, order kept."""
 
     def close(self) -> None:
@@ -85,6 +87,7 @@ class LocalEmbedder:
         self._names = tuple(outputs) if outputs else (spec.default_output,)
         _check_outputs(self._names, spec.outputs)
         self._encoder = encoder
+        self.plan: WindowPlan | None = None
         self.batch_size = spec.max_batch_size
         self.window = _BATCHES_PREPARED * spec.max_batch_size
         self.origin = VectorOrigin(
@@ -148,6 +151,7 @@ class RemoteEmbedder:
             GatewayError: The server does not answer, or not with vectors.
         """
         self._client = client
+        self.plan: WindowPlan | None = None
         self._options: dict[str, Any] = {
             "model": model,
             "outputs": tuple(outputs) if outputs else None,
@@ -155,7 +159,7 @@ class RemoteEmbedder:
         }
         self.batch_size = limits.max_images * limits.concurrency
         self.window = 2 * self.batch_size
-        probe = client.embed([_probe_picture()], **self._options).raise_for_errors()
+        probe = client.embed([probe_picture()], **self._options).raise_for_errors()
         if probe.served_by is None:
             raise EngineError("the server did not say which model it serves")
         served = probe.served_by
@@ -234,7 +238,8 @@ def _check_outputs(names: Sequence[str], known: Mapping[str, tuple[int, ...]]) -
             raise EngineError(f"the model has no output {name}, only {', '.join(known)}")
 
 
-def _probe_picture() -> bytes:
+def probe_picture() -> bytes:
+    """A picture to learn from the answer what a server serves."""
     ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(ramp).save(buffer, "PNG")

@@ -5,9 +5,10 @@ ClientError
 |-- ContractError         a model's config or certificate is missing or breaks the contract
 |-- DigestMismatchError   vectors of two encoders or two preprocessings were about to meet
 |-- RegionError           a region is no rectangle, or lies outside what is seen
-|-- ScaleError            scales of windows are out of range
+|-- ScaleError            scales of windows are out of range, or not those of an index
 |-- SourceError           a path names nothing that can be read
 |-- EngineError           no engine could be opened, or it answered against its own spec
+|-- ConditionError        a filter of answers means nothing
 |-- IndexStoreError       an index is missing, broken or of another shape
 `-- GatewayError          a request to a server failed
     |-- TransportError    nothing answered, or the connection broke
@@ -74,10 +75,16 @@ class RegionError(ClientError):
 
 
 class ScaleError(ClientError):
-    """The scales of windows are too many, or one is out of range."""
+    """The scales or the stride of windows are out of range, or not those of an index."""
 
-    def __init__(self) -> None:
-        super().__init__("Scales are one to four different numbers from 1 to 4.")
+    def __init__(
+        self, message: str = "Scales are one to four different numbers from 1 to 4."
+    ) -> None:
+        super().__init__(message)
+
+
+class ConditionError(ClientError):
+    """A filter of answers means nothing."""
 
 
 class IndexStoreError(ClientError):

@@ -20,6 +20,8 @@ from amdim_clients.exchange import Exchange, timed_out
 from amdim_clients.inputs import ImageInput, RequestBatch, RequestLimits, plan_requests
 from amdim_clients.results import EmbedResult, ResultBuilder
 from amdim_clients.retries import RetryPolicy
+from amdim_clients.window_results import WindowResult
+from amdim_clients.windows import DEFAULT_SCALES
 from amdim_clients.wire import EMBED_PATH, MODEL_PATH, EmbedOptions, parse_model
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -86,6 +88,37 @@ class EmbedClient:
             DigestMismatchError: The server changed its encoder during the call.
         """
         options = EmbedOptions.of(outputs, normalize=normalize, model=model)
+        return (self._gather(images, options, progress)).build()
+
+    def embed_windows(
+        self,
+        images: Iterable[ImageInput] | ImageInput,
+        *,
+        scales: Iterable[float] = DEFAULT_SCALES,
+        model: str | None = None,
+        progress: Progress | None = None,
+    ) -> WindowResult:
+        """The vectors of all windows of any number of images, L2-normalised.
+
+        Args:
+            images: Paths, files' bytes, Pillow images or uint8 arrays; or one of them.
+            scales: One to four; at 1 a picture's short side is one window.
+            model: A model of the server; None for its default.
+            progress: Called with the number of images answered so far.
+
+        Raises:
+            GatewayError: A request failed on every attempt.
+            DigestMismatchError: The server changed its encoder during the call.
+        """
+        options = EmbedOptions.of_windows(scales, model=model)
+        return (self._gather(images, options, progress)).build_windows()
+
+    def _gather(
+        self,
+        images: Iterable[ImageInput] | ImageInput,
+        options: EmbedOptions,
+        progress: Progress | None,
+    ) -> ResultBuilder:
         result = ResultBuilder()
         plan = plan_requests(images, self._limits)
         running: set[Future[None]] = set()
@@ -104,7 +137,7 @@ class EmbedClient:
             finally:
                 for future in running:
                     future.cancel()
-        return result.build()
+        return result
 
     def model(self) -> Mapping[str, Any]:
         """What the server says of its models and limits (`GET /model`)."""
@@ -179,6 +212,31 @@ class AsyncEmbedClient:
             DigestMismatchError: The server changed its encoder during the call.
         """
         options = EmbedOptions.of(outputs, normalize=normalize, model=model)
+        return (await self._gather(images, options, progress)).build()
+
+    async def embed_windows(
+        self,
+        images: Iterable[ImageInput] | ImageInput,
+        *,
+        scales: Iterable[float] = DEFAULT_SCALES,
+        model: str | None = None,
+        progress: Progress | None = None,
+    ) -> WindowResult:
+        """The vectors of all windows of any number of images; as `EmbedClient.embed_windows`.
+
+        Raises:
+            GatewayError: A request failed on every attempt.
+            DigestMismatchError: The server changed its encoder during the call.
+        """
+        options = EmbedOptions.of_windows(scales, model=model)
+        return (await self._gather(images, options, progress)).build_windows()
+
+    async def _gather(
+        self,
+        images: Iterable[ImageInput] | ImageInput,
+        options: EmbedOptions,
+        progress: Progress | None,
+    ) -> ResultBuilder:
         result = ResultBuilder()
         plan = plan_requests(images, self._limits)
         running: set[asyncio.Task[None]] = set()
@@ -197,7 +255,7 @@ class AsyncEmbedClient:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        return result.build()
+        return result
 
     async def model(self) -> Mapping[str, Any]:
         """What the server says of its models and limits (`GET /model`)."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from amdim_clients.colors import to_rgb
 from amdim_clients.errors import ContractError, ImageError
 from amdim_clients.sniff import FORMATS, claimed_avif_pixels, is_cut_short, sniff_format
 from amdim_clients.warnings_gate import without_pillow_warnings
+
+ResultT = TypeVar("ResultT")
 
 PREPROCESS_VERSION: Final = 1
 # The method's own test transforms: 32 is not resized further, 64 and 128 keep a small margin.
@@ -200,11 +203,27 @@ def load_reduced(
     Raises:
         ImageError: The bytes are not a usable picture; `.code` says why.
     """
+    return _with_open(data, limits, lambda image: _load_open(image, limits, needed_side))
+
+
+def header_size(data: bytes | memoryview, limits: ImageLimits = _DEFAULT_LIMITS) -> tuple[int, int]:
+    """Width and height as the header says them, which may lie on their side; decodes nothing.
+
+    Raises:
+        ImageError: The header is none of a picture, or says that it is too large or too small.
+    """
+    return _with_open(data, limits, lambda image: _checked_size(image, limits))
+
+
+def _with_open(
+    data: bytes | memoryview, limits: ImageLimits, use: Callable[[ImageFile.ImageFile], ResultT]
+) -> ResultT:
+    """What `use` makes of the opened picture; every failure is one refusal."""
     format_name = sniff_format(data)
     with without_pillow_warnings():
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return _load_open(image, limits, needed_side)
+                return use(image)
         except (ImageError, ImportError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -221,11 +240,7 @@ def load_reduced(
 def _load_open(
     image: ImageFile.ImageFile, limits: ImageLimits, needed_side: int | None
 ) -> tuple[Image.Image, int, int]:
-    header_width, header_height = image.size
-    if header_width * header_height > limits.max_pixels:
-        raise ImageError("too_many_pixels")
-    if min(header_width, header_height) < limits.min_side:
-        raise ImageError("image_too_small")
+    header_width, header_height = _checked_size(image, limits)
     if needed_side is not None:
         image.draft(None, (needed_side, needed_side))
     is_reduced = image.size != (header_width, header_height)
@@ -240,6 +255,15 @@ def _load_open(
     if orientation >= 5:
         return rgb, header_height, header_width
     return rgb, header_width, header_height
+
+
+def _checked_size(image: ImageFile.ImageFile, limits: ImageLimits) -> tuple[int, int]:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageError("too_many_pixels")
+    if min(width, height) < limits.min_side:
+        raise ImageError("image_too_small")
+    return width, height
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,192 +1,147 @@
-"""A `NeighborIndex` on LanceDB: a folder on disk, each change a transaction of its own.
-
-The space of its vectors is kept in the table's schema, so neither exists without the other.
-Knows no pictures and no encoder.
-"""
+"""Makes and opens indexes on LanceDB. A creation that was killed counts as none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import lancedb
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-from lancedb.index import HnswSq
 
-from amdim_clients.errors import IndexStoreError
-from amdim_clients.neighbors import Neighbors, below_prefixes
-from amdim_clients.pipeline import Record
+from amdim_clients.errors import IndexStoreError, ScaleError
+from amdim_clients.lance_rows import LanceIndex
+from amdim_clients.lance_tables import (
+    IMAGES,
+    PLAN_KEY,
+    SPACE_KEY,
+    WINDOWS,
+    has_table,
+    image_schema,
+    told,
+    window_schema,
+)
 from amdim_clients.space import VectorSpace
+from amdim_clients.window_rows import WindowPlan
 
-TABLE: Final = "images"
-VECTOR: Final = "vector"
-_SPACE_KEY: Final = b"amdim"
-# Below this, comparing every row takes milliseconds; an approximate index only loses neighbours.
-ANN_MIN_ROWS: Final = 100_000
-_KEYS_PER_STATEMENT: Final = 500
-# Searched partitions and exactly rescored candidates per neighbour asked for.
-_PROBES: Final = 40
-_REFINE: Final = 4
+__all__ = ["LanceIndex", "create_index", "has_index", "open_index", "open_or_create_index"]
 
 
-class LanceIndex:
-    """An index at a path; open it with `open_index`, or `create_index` for a new one."""
-
-    def __init__(self, table: Any, space: VectorSpace) -> None:
-        """Wrap an open table whose schema says `space`."""
-        self._table = table
-        self.space = space
-
-    def __len__(self) -> int:
-        return int(self._table.count_rows())
-
-    def content_hashes(self, root: str) -> Mapping[str, str]:
-        """Key to content hash of every row at or below `root`."""
-        folder, pack = below_prefixes(root)
-        below = (
-            f"path = {_quoted(root)} OR starts_with(path, {_quoted(folder)})"
-            f" OR starts_with(path, {_quoted(pack)})"
-        )
-        rows = self._table.search().where(below).select(["path", "content_hash"]).to_arrow()
-        return dict(zip(rows["path"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
-
-    def add(
-        self,
-        records: Sequence[Record],
-        vectors: npt.NDArray[np.float32],
-        *,
-        space: VectorSpace,
-        artifact_digest: str,
-    ) -> None:
-        """Insert rows, in place of those with the same keys, in one transaction."""
-        self.space.check(space)
-        rows = pa.table(
-            [
-                pa.array([record.key for record in records], pa.string()),
-                pa.array([record.content_hash for record in records], pa.string()),
-                pa.array([artifact_digest] * len(records), pa.string()),
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.ascontiguousarray(vectors, np.float32).ravel()), self.space.dim
-                ),
-            ],
-            schema=_schema(self.space),
-        )
-        merge = self._table.merge_insert("path")
-        merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
-
-    def remove(self, keys: Iterable[str]) -> None:
-        """Delete the rows with these keys, some hundred in a transaction."""
-        for chunk in _chunks(list(keys), _KEYS_PER_STATEMENT):
-            self._table.delete(f"path IN ({', '.join(_quoted(key) for key in chunk)})")
-
-    def search(
-        self,
-        queries: npt.NDArray[np.float32],
-        count: int,
-        *,
-        space: VectorSpace,
-        exact: bool = False,
-    ) -> list[Neighbors]:
-        """The `count` nearest rows to each query; approximate only where `tune` built an index."""
-        self.space.check(space)
-        return [self._search_one(query, count, exact) for query in queries]
-
-    def tune(self, *, ann_min_rows: int = ANN_MIN_ROWS) -> None:
-        """Compact what many small transactions left, and index approximately where it pays.
-
-        Args:
-            ann_min_rows: Rows from which an approximate index is built.
-        """
-        self._table.optimize()
-        if len(self) >= ann_min_rows and not self.is_approximate:
-            self._table.create_index(VECTOR, config=HnswSq(distance_type="cosine"))
-
-    @property
-    def is_approximate(self) -> bool:
-        """Whether searches use an approximate index unless asked to be exact."""
-        return any(VECTOR in index.columns for index in self._table.list_indices())
-
-    @property
-    def artifact_digests(self) -> set[str]:
-        """The artifacts that made the vectors."""
-        rows = self._table.search().select(["artifact_digest"]).to_arrow()
-        return set(rows["artifact_digest"].unique().to_pylist())
-
-    def _search_one(self, query: npt.NDArray[np.float32], count: int, exact: bool) -> Neighbors:
-        request = self._table.search(query, vector_column_name=VECTOR).distance_type("cosine")
-        if exact:
-            request = request.bypass_vector_index()
-        elif self.is_approximate:
-            request = request.nprobes(_PROBES).refine_factor(_REFINE)
-        rows = request.limit(count).select(["path", "_distance"]).to_arrow()
-        # Rounding can leave the cosine of two equal vectors a little above 1.
-        scores = np.clip(1 - rows["_distance"].to_numpy().astype(np.float32), -1, 1)
-        return Neighbors(tuple(rows["path"].to_pylist()), scores)
+def has_index(place: str | Path) -> bool:
+    """Whether an index was ever made at a place."""
+    if _is_local(place):
+        return has_table(str(place), IMAGES)
+    return _exists(_connect(place), place, IMAGES)
 
 
-def open_index(path: Path) -> LanceIndex:
-    """The index at `path`.
+def open_index(place: str | Path) -> LanceIndex:
+    """The index at a folder, or at the URI of an object store.
 
     Raises:
         IndexStoreError: There is none, or it does not say where its vectors come from.
     """
-    if not path.is_dir():
-        raise IndexStoreError(f"there is no index at {path}")
-    try:
-        table = lancedb.connect(path).open_table(TABLE)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise IndexStoreError(f"there is no index at {path}") from error
-    metadata = table.schema.metadata or {}
-    return LanceIndex(table, VectorSpace.from_json(metadata.get(_SPACE_KEY, b"null").decode()))
+    database = _connect(place)
+    if not _exists(database, place, IMAGES):
+        raise IndexStoreError(f"there is no index at {place}: make one with amdim index")
+    with told(str(place)):
+        images = database.open_table(IMAGES)
+        windows = database.open_table(WINDOWS) if _exists(database, place, WINDOWS) else None
+    metadata = images.schema.metadata or {}
+    space = VectorSpace.from_json(metadata.get(SPACE_KEY, b"null").decode())
+    if not images.schema.equals(image_schema(space)):
+        raise IndexStoreError(
+            f"the index at {place} was made by another version of this program: "
+            "delete it and run amdim index again"
+        )
+    if windows is None:
+        return LanceIndex(str(place), images, None, space, None)
+    metadata = windows.schema.metadata or {}
+    VectorSpace.from_json(metadata.get(SPACE_KEY, b"null").decode()).check(space)
+    plan = WindowPlan.from_json(metadata.get(PLAN_KEY, b"null").decode())
+    return LanceIndex(str(place), images, windows, space, plan)
 
 
-def create_index(path: Path, space: VectorSpace) -> LanceIndex:
-    """A new and empty index at `path`.
+def create_index(
+    place: str | Path, space: VectorSpace, plan: WindowPlan | None = None
+) -> LanceIndex:
+    """A new and empty index.
 
     Raises:
         IndexStoreError: It cannot be created there.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table = lancedb.connect(path).create_table(TABLE, schema=_schema(space))
-    except (ValueError, OSError, RuntimeError) as error:
-        raise IndexStoreError(f"cannot create an index at {path}") from error
-    return LanceIndex(table, space)
+    database = _connect(place, make=True)
+    # Last the table by which an index is known: a creation that is killed leaves none.
+    windows = (
+        _create(database, place, WINDOWS, window_schema(space, plan)) if plan is not None else None
+    )
+    images = _create(database, place, IMAGES, image_schema(space))
+    return LanceIndex(str(place), images, windows, space, plan)
 
 
-def open_or_create_index(path: Path, space: VectorSpace) -> LanceIndex:
-    """The index at `path` for vectors of `space`, a new one where there is none.
+def open_or_create_index(
+    place: str | Path, space: VectorSpace, plan: WindowPlan | None = None
+) -> LanceIndex:
+    """The index at a place for vectors of `space`, a new one where there is none.
+
+    Args:
+        place: A folder or a URI.
+        space: Of the vectors that will be added or sought.
+        plan: Windows to hold beside whole pictures; None for none.
 
     Raises:
         DigestMismatchError: The index there holds vectors of another space.
+        ScaleError: It holds other windows.
         IndexStoreError: It is broken or cannot be created.
     """
-    if not (path / f"{TABLE}.lance").exists():
-        return create_index(path, space)
-    index = open_index(path)
+    if not _exists(_connect(place, make=True), place, IMAGES):
+        return create_index(place, space, plan)
+    index = open_index(place)
     index.space.check(space)
+    if plan != index.plan:
+        raise ScaleError(
+            f"the index at {place} holds {_listed(index.plan)}: leave --windows, --scales and "
+            "--stride out, or make a new index"
+        )
     return index
 
 
-def _schema(space: VectorSpace) -> Any:
-    return pa.schema(
-        [
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("content_hash", pa.string(), nullable=False),
-            pa.field("artifact_digest", pa.string(), nullable=False),
-            pa.field(VECTOR, pa.list_(pa.float32(), space.dim), nullable=False),
-        ],
-        metadata={_SPACE_KEY: space.to_json().encode()},
-    )
+def _create(database: Any, place: str | Path, name: str, schema: Any) -> Any:
+    try:
+        # Only windows can be there already, of a creation that was killed before its last table.
+        mode = "overwrite" if _exists(database, place, name) else "create"
+        return database.create_table(name, schema=schema, mode=mode)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise IndexStoreError(f"cannot create an index at {place}: {_short(error)}") from error
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _connect(place: str | Path, *, make: bool = False) -> Any:
+    if not _is_local(place):
+        return lancedb.connect(str(place))
+    folder = Path(place)
+    if not make and not folder.is_dir():
+        raise IndexStoreError(f"there is no index at {place}: make one with amdim index")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IndexStoreError(f"cannot create an index at {place}: {error.strerror}") from error
+    with told(str(place)):
+        return lancedb.connect(folder)
 
 
-def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _exists(database: Any, place: str | Path, name: str) -> bool:
+    if _is_local(place):
+        return has_table(str(place), name)
+    with told(str(place)):
+        return name in database.table_names()
+
+
+def _is_local(place: str | Path) -> bool:
+    return "://" not in str(place)
+
+
+def _listed(plan: WindowPlan | None) -> str:
+    if plan is None:
+        return "no windows"
+    return f"windows at scales {','.join(f'{s:g}' for s in plan.scales)}, stride {plan.stride}"
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]

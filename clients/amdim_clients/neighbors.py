@@ -1,20 +1,24 @@
-"""The interface of an index of vectors, and exact search, the oracle that others are held to.
+"""The interface of an index of vectors: whole pictures, and windows of them.
 
 Knows no storage and no pictures: rows have keys, and a score is a cosine.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from amdim_clients.conditions import Condition
+from amdim_clients.facts import PictureFacts
 from amdim_clients.pipeline import Record
 from amdim_clients.space import VectorSpace
+from amdim_clients.window_rows import PictureWindows, WindowPlan
+
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,29 @@ class Neighbors:
     """The nearest rows to one query, best first."""
 
     keys: tuple[str, ...]  # K, fewer where the index holds fewer
-    scores: npt.NDArray[np.float32]  # (K,) cosine, -1 to 1
+    scores: FloatArray  # (K,) cosine, -1 to 1
 
     @property
-    def distances(self) -> npt.NDArray[np.float32]:
+    def distances(self) -> FloatArray:
         """(K,) cosine distances, 1 - score."""
         return np.float32(1) - self.scores
+
+
+@dataclass(frozen=True)
+class WindowNeighbors(Neighbors):
+    """The nearest windows to one query, best first; a picture may have several."""
+
+    scales: FloatArray  # (K,)
+    boxes: FloatArray  # (K, 4)
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """What an index knows of a picture without its vectors."""
+
+    key: str
+    content_hash: str
+    windows: int | None  # how many it holds; None where it was added without
 
 
 class NeighborIndex(Protocol):
@@ -35,118 +56,87 @@ class NeighborIndex(Protocol):
 
     space: VectorSpace
 
-    def __len__(self) -> int:
-        """How many rows there are."""
+    @property
+    def plan(self) -> WindowPlan | None:
+        """Which windows it holds, None for an index of whole pictures only."""
 
-    def content_hashes(self, root: str) -> Mapping[str, str]:
-        """Key to content hash of every row at or below `root`: a file, a folder or a pack."""
+    @property
+    def window_count(self) -> int:
+        """How many windows there are."""
+
+    def __len__(self) -> int:
+        """How many pictures there are."""
+
+    def rows(self, root: str) -> Iterator[StoredRow]:
+        """Every picture at or below `root`: a file, a folder or a pack."""
+
+    def holders(self, content_hashes: Iterable[str]) -> Mapping[str, str]:
+        """Content hash to the key of a picture that has it, where there is one."""
+
+    def facts(self, keys: Iterable[str]) -> Mapping[str, PictureFacts]:
+        """What is known of some pictures; unknown keys are left out."""
+
+    def vectors(self, keys: Iterable[str]) -> Mapping[str, FloatArray]:
+        """The (E,) vectors of some pictures; unknown keys are left out."""
+
+    def windows(self, keys: Iterable[str]) -> Mapping[str, PictureWindows]:
+        """All windows of some pictures; those without are left out."""
 
     def add(
         self,
         records: Sequence[Record],
-        vectors: npt.NDArray[np.float32],
+        vectors: FloatArray,
         *,
         space: VectorSpace,
         artifact_digest: str,
+        windows: Sequence[PictureWindows] | None = None,
     ) -> None:
-        """Insert rows, in place of those with the same keys.
+        """Insert pictures, in place of those with the same keys.
 
         Args:
-            records: One for each row, keys distinct.
+            records: One for each picture, keys distinct.
             vectors: (N, E) float32.
             space: Where the vectors come from.
             artifact_digest: The artifact that made them, recorded with each row.
+            windows: One for each picture, or None to store none.
 
         Raises:
             DigestMismatchError: They are of another space.
         """
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Delete the rows with these keys; unknown keys are ignored."""
+        """Delete these pictures and their windows; unknown keys are ignored."""
+
+    def repair(self) -> None:
+        """Drop what a killed writer left, so that the next update makes it anew."""
 
     def search(
         self,
-        queries: npt.NDArray[np.float32],
+        queries: FloatArray,
         count: int,
         *,
         space: VectorSpace,
         exact: bool = False,
+        where: Sequence[Condition] = (),
     ) -> list[Neighbors]:
-        """The `count` nearest rows to each of (Q, E) queries.
+        """The `count` nearest pictures to each of (Q, E) queries.
 
         Raises:
             DigestMismatchError: The queries are of another space.
         """
 
-
-class ExactIndex:
-    """All vectors in memory, every one compared: slow, plain and right."""
-
-    def __init__(self, space: VectorSpace) -> None:
-        """Start empty."""
-        self.space = space
-        self._hashes: dict[str, str] = {}
-        self._vectors: dict[str, npt.NDArray[np.float32]] = {}
-
-    def __len__(self) -> int:
-        return len(self._vectors)
-
-    def content_hashes(self, root: str) -> Mapping[str, str]:
-        """Key to content hash of every row at or below `root`."""
-        return {key: value for key, value in self._hashes.items() if is_below(key, root)}
-
-    def add(
+    def search_windows(
         self,
-        records: Sequence[Record],
-        vectors: npt.NDArray[np.float32],
-        *,
-        space: VectorSpace,
-        artifact_digest: str,
-    ) -> None:
-        """Insert rows, in place of those with the same keys."""
-        self.space.check(space)
-        for record, vector in zip(records, vectors, strict=True):
-            self._hashes[record.key] = record.content_hash
-            self._vectors[record.key] = vector
-
-    def remove(self, keys: Iterable[str]) -> None:
-        """Delete the rows with these keys."""
-        for key in keys:
-            self._hashes.pop(key, None)
-            self._vectors.pop(key, None)
-
-    def search(
-        self,
-        queries: npt.NDArray[np.float32],
+        queries: FloatArray,
         count: int,
         *,
         space: VectorSpace,
-        exact: bool = True,
-    ) -> list[Neighbors]:
-        """The `count` nearest rows to each query; equal scores in order of insertion."""
-        self.space.check(space)
-        if not self._vectors:
-            return [Neighbors((), np.zeros(0, np.float32)) for _ in queries]
-        keys = list(self._vectors)
-        rows = _unit(np.stack(list(self._vectors.values())))
-        scores = np.clip(_unit(queries) @ rows.T, -1, 1)  # (Q, N)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-        return [
-            Neighbors(tuple(keys[column] for column in columns), scores[row, columns])
-            for row, columns in enumerate(best)
-        ]
+        exact: bool = False,
+        where: Sequence[Condition] = (),
+    ) -> list[WindowNeighbors]:
+        """The `count` nearest windows to each of (Q, E) queries.
 
-
-def is_below(key: str, root: str) -> bool:
-    """Whether a picture's key is `root` itself, in its folder, or in it as a pack."""
-    return key == root or key.startswith(below_prefixes(root))
-
-
-def below_prefixes(root: str) -> tuple[str, str]:
-    """What keys below `root` begin with: as a folder and as a pack."""
-    return root.rstrip(os.sep) + os.sep, root + "#"
-
-
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    unit: npt.NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit.astype(np.float32)
+        Raises:
+            DigestMismatchError: The queries are of another space.
+            IndexStoreError: The index holds no windows.
+        """

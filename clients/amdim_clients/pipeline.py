@@ -12,15 +12,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum, auto
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from amdim_clients.embedders import Embedder
 from amdim_clients.errors import ImageError, SourceError
+from amdim_clients.facts import NO_FACTS, PictureFacts, header_size
 from amdim_clients.inputs import ImageFailure
 from amdim_clients.walk import ImageSource
+from amdim_clients.window_rows import WINDOW_MEAN, PictureWindows
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class Record:
 
     key: str
     content_hash: str  # sha256 of the file's bytes, hexadecimal
+    facts: PictureFacts = NO_FACTS
+
+
+class Known(StrEnum):
+    """What is to be done about a picture that was read."""
+
+    NEW = auto()  # encode it
+    SAME = auto()  # nothing
+    MOVED = auto()  # the same content is held under another key
 
 
 @dataclass
@@ -37,13 +49,15 @@ class Outcome:
 
     records: list[Record] = field(default_factory=list)
     arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)  # rows as `records`
+    windows: list[PictureWindows] = field(default_factory=list)  # as `records`, where there are any
     unchanged: list[str] = field(default_factory=list)  # keys
+    moved: list[Record] = field(default_factory=list)
     failed: list[tuple[str, ImageFailure]] = field(default_factory=list)
 
     @property
     def count(self) -> int:
         """How many pictures it speaks of."""
-        return len(self.records) + len(self.unchanged) + len(self.failed)
+        return len(self.records) + len(self.unchanged) + len(self.moved) + len(self.failed)
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,15 @@ class _Prepared:
     value: Any
 
 
+_Item: TypeAlias = "_Prepared | str | Record | tuple[str, ImageFailure]"
+
+
 def embed_sources(
     sources: Iterable[ImageSource],
     embedder: Embedder,
     *,
     workers: int | None = None,
-    is_known: Callable[[str, str], bool] = lambda key, content_hash: False,
+    known: Callable[[str, str], Known] = lambda key, content_hash: Known.NEW,
 ) -> Generator[Outcome, None, None]:
     """Vectors of all sources, a batch at a time, order kept among those that have one.
 
@@ -65,15 +82,15 @@ def embed_sources(
         sources: Read lazily, at most the embedder's window ahead.
         embedder: Called from the calling thread only.
         workers: Threads that read and decode; default one per core.
-        is_known: Whether the picture `key` with that content needs no vector any more.
+        known: Called from several threads with a picture's key and content hash.
     """
     size = embedder.batch_size
 
-    def prepare(source: ImageSource) -> _Prepared | str | tuple[str, ImageFailure]:
-        return _prepare(source, embedder, is_known)
+    def prepare(source: ImageSource) -> _Item:
+        return _prepare(source, embedder, known)
 
     with ThreadPoolExecutor(workers or _cores(), "amdim-decode") as pool:
-        waiting: deque[Future[_Prepared | str | tuple[str, ImageFailure]]] = deque()
+        waiting: deque[Future[_Item]] = deque()
         outcome, batch = Outcome(), list[_Prepared]()
         remaining = iter(sources)
         try:
@@ -86,6 +103,8 @@ def embed_sources(
                     batch.append(item)
                 elif isinstance(item, str):
                     outcome.unchanged.append(item)
+                elif isinstance(item, Record):
+                    outcome.moved.append(item)
                 else:
                     outcome.failed.append(item)
                 if len(batch) == size or outcome.count >= size:
@@ -116,14 +135,19 @@ def _fill(
 
 
 def _prepare(
-    source: ImageSource, embedder: Embedder, is_known: Callable[[str, str], bool]
-) -> _Prepared | str | tuple[str, ImageFailure]:
+    source: ImageSource,
+    embedder: Embedder,
+    known: Callable[[str, str], Known],
+) -> _Item:
     try:
         data = source.read()
         content_hash = hashlib.sha256(data).hexdigest()
-        if is_known(source.key, content_hash):
+        verdict = known(source.key, content_hash)
+        if verdict is Known.SAME:
             return source.key
-        record = Record(source.key, content_hash)
+        record = Record(source.key, content_hash, _facts(source, data))
+        if verdict is Known.MOVED:
+            return record
         return _Prepared(record, embedder.prepare(data))
     except ImageError as error:
         return source.key, ImageFailure(error.code, error.message)
@@ -131,16 +155,25 @@ def _prepare(
         return source.key, ImageFailure("unreadable", str(error))
 
 
+def _facts(source: ImageSource, data: bytes) -> PictureFacts:
+    width, height = header_size(data) or (None, None)
+    return PictureFacts(len(data), source.modified, width, height, source.label)
+
+
 def _embed(batch: list[_Prepared], embedder: Embedder, outcome: Outcome) -> None:
     if not batch:
         return
     kept = []
-    for item, vectors in zip(batch, embedder.embed([b.value for b in batch]), strict=True):
-        if isinstance(vectors, ImageFailure):
-            outcome.failed.append((item.record.key, vectors))
+    for item, found in zip(batch, embedder.embed([b.value for b in batch]), strict=True):
+        if isinstance(found, ImageFailure):
+            outcome.failed.append((item.record.key, found))
+            continue
+        outcome.records.append(item.record)
+        if isinstance(found, PictureWindows):
+            outcome.windows.append(found)
+            kept.append({WINDOW_MEAN: found.whole()})
         else:
-            outcome.records.append(item.record)
-            kept.append(vectors)
+            kept.append(dict(found))
     names = list(kept[0]) if kept else []
     outcome.arrays = {name: np.stack([vectors[name] for vectors in kept]) for name in names}
 

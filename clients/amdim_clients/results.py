@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from amdim_clients.errors import DigestMismatchError, ImageError, SourceError
+from amdim_clients.errors import DigestMismatchError, ImageError, ResponseError, SourceError
 from amdim_clients.inputs import ImageFailure, RequestBatch
-from amdim_clients.wire import BatchAnswer, ServedBy, stack_outputs
+from amdim_clients.window_results import WindowResult
+from amdim_clients.wire import BatchAnswer, Item, ServedBy, stack_outputs
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ResultBuilder:
 
     def __init__(self) -> None:
         """Start with nothing."""
-        self._vectors: dict[int, Mapping[str, npt.NDArray[np.float32]]] = {}
+        self._vectors: dict[int, Item] = {}
         self._errors: dict[int, ImageFailure] = {}
         self._served_by: ServedBy | None = None
         self._lock = threading.Lock()
@@ -91,12 +92,28 @@ class ResultBuilder:
     def build(self) -> EmbedResult:
         """The result in the caller's order."""
         positions = sorted(self._vectors)
+        items = [self._vectors[position] for position in positions]
+        if any(isinstance(item, tuple) for item in items):
+            raise ResponseError("the server gave windows that were not asked for")
         return EmbedResult(
-            arrays=stack_outputs([self._vectors[position] for position in positions]),
+            arrays=stack_outputs([item for item in items if not isinstance(item, tuple)]),
             ok=np.array(positions, dtype=np.int64),
             errors=dict(sorted(self._errors.items())),
             served_by=self._served_by,
         )
+
+    def build_windows(self) -> WindowResult:
+        """The windows in the caller's order.
+
+        Raises:
+            ResponseError: The server gave something else.
+        """
+        windows = {
+            at: item for at, item in sorted(self._vectors.items()) if isinstance(item, tuple)
+        }
+        if len(windows) < len(self._vectors):
+            raise ResponseError("the server gave no windows")
+        return WindowResult(windows, dict(sorted(self._errors.items())), self._served_by)
 
     def _check_same_space(self, served_by: ServedBy) -> None:
         first = self._served_by

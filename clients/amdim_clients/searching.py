@@ -1,18 +1,52 @@
-"""One picture against an index. Knows neither storage nor engines, only their interfaces."""
+"""Pictures, or parts of them, against an index. Knows neither storage nor engines.
+
+What a query is made of (a file, a picture of the index, a region, several of them) becomes one
+vector; answers are pictures, with the window that matched where the index holds windows.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
 
+from amdim_clients.conditions import Condition
 from amdim_clients.embedders import Embedder
-from amdim_clients.errors import EngineError, ImageError, SourceError
+from amdim_clients.errors import EngineError, ImageError, IndexStoreError, SourceError
+from amdim_clients.fields import Box
 from amdim_clients.inputs import ImageFailure
-from amdim_clients.neighbors import NeighborIndex, Neighbors
-from amdim_clients.sheet import Tile, contact_sheet
+from amdim_clients.neighbors import FloatArray, NeighborIndex, Neighbors
+from amdim_clients.regions import cut_region
 from amdim_clients.walk import read_keys
+from amdim_clients.window_embedders import WindowEmbedder
+from amdim_clients.window_rows import PictureWindows, WindowPlan
+
+# A picture's score is the mean of its best windows: measured by benchmarks/search.py.
+BEST_WINDOWS: Final = 3
+# How much of "not like these" is taken off "like these": measured by benchmarks/search.py.
+UNLIKE: Final = 0.5
+# Pictures whose windows are all compared, for each one asked for, and at least.
+_CANDIDATES: Final = 4
+_LEAST_CANDIDATES: Final = 50
+_WINDOWS_PER_PICTURE: Final = 6  # asked for at first, for each candidate
+_REGION_PLAN: Final = WindowPlan((1.0,), 1)  # one window: the square itself
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One picture that was found."""
+
+    key: str
+    score: float  # cosine of the whole picture, or mean cosine of its best windows
+    box: Box | None = None  # the window nearest to the query
+    scale: float | None = None
+    boxes: FloatArray | None = None  # (n, 4) all windows
+    cosines: FloatArray | None = None  # (n,) of each with the query
 
 
 def read_query(image: str) -> bytes:
@@ -27,44 +61,174 @@ def read_query(image: str) -> bytes:
     return found[image]
 
 
-def find_neighbors(
-    data: bytes, embedder: Embedder, index: NeighborIndex, *, count: int, exact: bool = False
-) -> Neighbors:
-    """The rows of an index nearest to a picture.
-
-    Args:
-        data: A whole file.
-        embedder: Must make the index's output.
-        index: Where to look.
-        count: How many rows.
-        exact: Compare every row even where an approximate index exists.
+def embed_picture(data: bytes, embedder: Embedder, index: NeighborIndex) -> FloatArray:
+    """The (E,) vector of a whole picture, as the index holds them.
 
     Raises:
         ImageError: The bytes are not a usable picture.
         DigestMismatchError: The embedder's vectors are of another space than the index.
     """
-    space = embedder.origin.space(index.space.output)
-    index.space.check(space)
-    (vectors,) = embedder.embed([embedder.prepare(data)])
-    if isinstance(vectors, ImageFailure):
-        raise _as_error(vectors)
-    queries = np.asarray(vectors[space.output])[None]  # (E,) -> (1, E)
-    (found,) = index.search(queries, count, space=space, exact=exact)
+    output = index.space.output
+    index.space.check(embedder.origin.space(output))
+    found = _embed_one(data, embedder)
+    return found.whole() if isinstance(found, PictureWindows) else found[output]
+
+
+def embed_region(
+    data: bytes, region: Box, embedder: WindowEmbedder, index: NeighborIndex
+) -> FloatArray:
+    """The (E,) vector of a part of a picture, as the index holds windows.
+
+    Raises:
+        RegionError: It is no rectangle inside the picture.
+        ImageError: The bytes are not a usable picture.
+        DigestMismatchError: The embedder's vectors are of another space than the index.
+    """
+    index.space.check(embedder.origin.space(index.space.output))
+    found = _embed_one(cut_region(data, region), embedder.with_plan(_REGION_PLAN))
+    if not isinstance(found, PictureWindows):
+        raise EngineError("the model gives no windows")
+    vector: FloatArray = found.vectors[0].astype(np.float32)
+    return vector
+
+
+def stored_vector(image: str, index: NeighborIndex) -> FloatArray | None:
+    """The vector an index holds of a picture, None where it has none or the file has changed."""
+    key = image if "#" in image else str(Path(image).resolve())
+    row = next((row for row in index.rows(key) if row.key == key), None)
+    if row is None:
+        return None
+    data = read_keys([key]).get(key)
+    if data is not None and hashlib.sha256(data).hexdigest() != row.content_hash:
+        return None
+    return index.vectors([key]).get(key)
+
+
+def combine(likes: Sequence[FloatArray], unlikes: Sequence[FloatArray] = ()) -> FloatArray:
+    """One query of several: the mean of what is wanted, less a part of what is not.
+
+    Args:
+        likes: (E,) each, at least one.
+        unlikes: (E,) each.
+    """
+    query = _unit(np.stack(likes)).mean(axis=0)
+    if unlikes:
+        query = query - UNLIKE * _unit(np.stack(unlikes)).mean(axis=0)
+    return _unit(query)
+
+
+def find_neighbors(
+    data: bytes,
+    embedder: Embedder,
+    index: NeighborIndex,
+    *,
+    count: int,
+    exact: bool = False,
+    where: Sequence[Condition] = (),
+) -> Neighbors:
+    """The pictures of an index nearest to a picture.
+
+    Args:
+        data: A whole file.
+        embedder: Must make the index's output.
+        index: Where to look.
+        count: How many pictures.
+        exact: Compare every row even where an approximate index exists.
+        where: What the pictures must meet.
+
+    Raises:
+        ImageError: The bytes are not a usable picture.
+        DigestMismatchError: The embedder's vectors are of another space than the index.
+    """
+    query = embed_picture(data, embedder, index)
+    (found,) = index.search(query[None], count, space=index.space, exact=exact, where=where)
     return found
 
 
-def draw_result(name: str, data: bytes, found: Neighbors) -> Image.Image:
-    """A contact sheet of a query and what was found."""
-    pictures = read_keys(found.keys)
-    tiles = [
-        Tile((f"{rank}.  {score:.4f}", _last_part(key)), pictures.get(key))
-        for rank, (key, score) in enumerate(zip(found.keys, found.scores, strict=True), start=1)
+def find_pictures(
+    query: FloatArray,
+    index: NeighborIndex,
+    *,
+    count: int,
+    exact: bool = False,
+    where: Sequence[Condition] = (),
+) -> list[Answer]:
+    """The pictures nearest to a vector as wholes, and where each is nearest to it."""
+    (found,) = index.search(query[None], count, space=index.space, exact=exact, where=where)
+    windows = index.windows(found.keys)
+    return [
+        _answer(key, float(score), query, windows.get(key))
+        for key, score in zip(found.keys, found.scores, strict=True)
     ]
-    return contact_sheet(Tile(("query", _last_part(name)), data), tiles)
 
 
-def _last_part(key: str) -> str:
-    return Path(key).name
+def find_windows(
+    query: FloatArray,
+    index: NeighborIndex,
+    *,
+    count: int,
+    exact: bool = False,
+    where: Sequence[Condition] = (),
+) -> list[Answer]:
+    """The pictures that have windows nearest to a vector, by the mean of their best few.
+
+    Raises:
+        IndexStoreError: The index holds no windows.
+    """
+    candidates = _candidates(query, index, count, exact, where)
+    answers = [
+        _answer(key, pooled_score(windows.vectors, query), query, windows)
+        for key, windows in index.windows(candidates).items()
+    ]
+    answers.sort(key=lambda answer: (-answer.score, answer.key))
+    return answers[:count]
+
+
+def pooled_score(vectors: npt.NDArray[np.floating], query: FloatArray) -> float:
+    """What a picture's windows say together: the mean cosine of the best few.
+
+    Args:
+        vectors: (n, E) of length 1.
+        query: (E,) of length 1.
+    """
+    cosines = np.sort(vectors.astype(np.float32) @ query)[-BEST_WINDOWS:]
+    return float(cosines.mean())
+
+
+def _candidates(
+    query: FloatArray,
+    index: NeighborIndex,
+    count: int,
+    exact: bool,
+    where: Sequence[Condition],
+) -> tuple[str, ...]:
+    """The pictures of the nearest windows: several for each one asked for."""
+    pictures = max(_LEAST_CANDIDATES, _CANDIDATES * count)
+    wanted, total = pictures * _WINDOWS_PER_PICTURE, index.window_count
+    while True:
+        (found,) = index.search_windows(
+            query[None], wanted, space=index.space, exact=exact, where=where
+        )
+        keys = tuple(dict.fromkeys(found.keys))
+        if len(keys) >= count or len(found.keys) < wanted or wanted >= total:
+            return keys[:pictures]
+        wanted *= 4
+
+
+def _answer(key: str, score: float, query: FloatArray, windows: PictureWindows | None) -> Answer:
+    if windows is None:
+        return Answer(key, score)
+    cosines = windows.vectors.astype(np.float32) @ query
+    best = int(cosines.argmax())
+    x0, y0, x1, y1 = (float(edge) for edge in windows.boxes[best])
+    return Answer(key, score, (x0, y0, x1, y1), float(windows.scales[best]), windows.boxes, cosines)
+
+
+def _embed_one(data: bytes, embedder: Embedder) -> dict[str, FloatArray] | PictureWindows:
+    (found,) = embedder.embed([embedder.prepare(data)])
+    if isinstance(found, ImageFailure):
+        raise _as_error(found)
+    return found if isinstance(found, PictureWindows) else dict(found)
 
 
 def _as_error(failure: ImageFailure) -> ImageError | EngineError:
@@ -72,3 +236,11 @@ def _as_error(failure: ImageFailure) -> ImageError | EngineError:
         return ImageError(failure.code)
     except KeyError:
         return EngineError(failure.message)
+
+
+def _unit(vectors: FloatArray) -> FloatArray:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    if not lengths.all():
+        raise IndexStoreError("what is wanted and what is not are the same: nothing is left")
+    unit: FloatArray = (vectors / lengths).astype(np.float32)
+    return unit

@@ -29,6 +29,15 @@ class ImageSource:
 
     key: str  # an absolute path, or `<pack>#<place in it>`
     _read: Callable[[], bytes]
+    file: Path | None = None  # the picture's own, or the pack it lies in
+    label: str | None = None  # where a pack says one
+
+    @property
+    def modified(self) -> int | None:
+        """When its file was last written, seconds since 1970."""
+        with suppress(OSError):
+            return int(self.file.stat().st_mtime) if self.file is not None else None
+        return None
 
     def read(self) -> bytes:
         """The bytes of its file.
@@ -48,12 +57,16 @@ def walk_images(paths: Iterable[str | Path]) -> Iterator[ImageSource]:
     Raises:
         SourceError: A path or pattern names nothing, or a pack cannot be read.
     """
-    seen: set[str] = set()
-    for root in expand_roots(paths):
+    roots = expand_roots(paths)
+    # Only roots within one another can name a picture twice; else no key needs to be remembered.
+    seen: set[str] | None = set() if _overlap(roots) else None
+    for root in roots:
         for source in _walk_root(root):
-            if source.key not in seen:
+            if seen is not None:
+                if source.key in seen:
+                    continue
                 seen.add(source.key)
-                yield source
+            yield source
 
 
 def expand_roots(paths: Iterable[str | Path]) -> list[Path]:
@@ -79,7 +92,7 @@ def count_images(paths: Iterable[str | Path]) -> int | None:
     total = 0
     for root in expand_roots(paths):
         for file in _files(root):
-            inside = _count(file) if _is_pack(file) else 1
+            inside = 1 if isinstance(file, ImageSource) or not _is_pack(file) else _count(file)
             if inside is None:
                 return None
             total += inside
@@ -111,6 +124,11 @@ def read_keys(keys: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
+def _overlap(roots: list[Path]) -> bool:
+    named = set(roots)
+    return len(named) < len(roots) or any(not named.isdisjoint(root.parents) for root in roots)
+
+
 def _count(pack: Path) -> int | None:
     try:
         return count_in_pack(pack)
@@ -120,11 +138,13 @@ def _count(pack: Path) -> int | None:
 
 def _walk_root(root: Path) -> Iterator[ImageSource]:
     for file in _files(root):
-        if not _is_utf8(file):
+        if isinstance(file, ImageSource):
+            yield file
+        elif not _is_utf8(file):
             readable = os.fsencode(file).decode("utf-8", "replace")
             yield ImageSource(readable, partial(_fail, f"the name of {readable} is not UTF-8"))
         elif not _is_pack(file):
-            yield ImageSource(str(file), file.read_bytes)
+            yield ImageSource(str(file), file.read_bytes, file)
         elif file == root:
             yield from _walk_pack(file)
         else:
@@ -132,9 +152,9 @@ def _walk_root(root: Path) -> Iterator[ImageSource]:
 
 
 def _walk_pack(pack: Path) -> Iterator[ImageSource]:
-    for place, data in PACK_READERS[pack.suffix.lower()](pack):
-        key = f"{pack}#{place}"
-        yield ImageSource(key, partial(_given, key, data))
+    for inner in PACK_READERS[pack.suffix.lower()](pack):
+        key = f"{pack}#{inner.place}"
+        yield ImageSource(key, partial(_given, key, inner.data), pack, inner.label)
 
 
 def _walk_pack_or_report(pack: Path) -> Iterator[ImageSource]:
@@ -155,17 +175,30 @@ def _fail(message: str) -> bytes:
     raise SourceError(message)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """A file itself whatever it is called; in folders, what has a picture's or pack's suffix."""
+def _files(root: Path) -> Iterator[Path | ImageSource]:
+    """A file itself whatever it is called; in folders, what has a picture's or pack's suffix.
+
+    A folder that may not be read comes as a source that fails.
+    """
     if not root.is_dir():
         yield root
         return
-    for folder, folders, names in os.walk(root):
+    unread: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=unread.append):
+        yield from (_unreadable(error) for error in unread)
+        unread.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
             if not name.startswith(".") and (suffix in IMAGE_SUFFIXES or suffix in PACK_READERS):
                 yield Path(folder, name)
+    yield from (_unreadable(error) for error in unread)
+
+
+def _unreadable(error: OSError) -> ImageSource:
+    folder = str(error.filename)
+    reason = error.strerror or error
+    return ImageSource(folder, partial(_fail, f"cannot read the folder {folder}: {reason}"))
 
 
 def _is_utf8(file: Path) -> bool:

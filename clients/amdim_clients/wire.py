@@ -11,16 +11,19 @@ import binascii
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from amdim_clients.errors import ResponseError, ServerError
 from amdim_clients.inputs import ImageFailure, RequestBatch
+from amdim_clients.window_results import PictureGrids, grid_of
+from amdim_clients.windows import WindowGrid
 
 EMBED_PATH: Final = "/embed"
 MODEL_PATH: Final = "/model"
+WINDOWS: Final = "windows"
 _DTYPES: Final = ("float32", "float16")
 _IDENTITY: Final = (
     "model",
@@ -38,6 +41,12 @@ class EmbedOptions:
     outputs: tuple[str, ...] | None  # None: the model's default output
     normalize: bool
     model: str | None  # None: the model served as default
+    scales: tuple[float, ...] | None = None  # of windows
+
+    @classmethod
+    def of_windows(cls, scales: Iterable[float], *, model: str | None) -> EmbedOptions:
+        """Options that ask for windows alone; as half precision, since they are many."""
+        return cls((WINDOWS,), True, model, tuple(scales))
 
     @classmethod
     def of(
@@ -61,12 +70,16 @@ class ServedBy:
     normalized: bool
 
 
+# The vectors of one picture: by output, or of its windows.
+Item: TypeAlias = Mapping[str, npt.NDArray[np.float32]] | PictureGrids
+
+
 @dataclass(frozen=True)
 class BatchAnswer:
     """One answer of the server, its images in the order of the request."""
 
     served_by: ServedBy
-    items: tuple[Mapping[str, npt.NDArray[np.float32]] | ImageFailure, ...]
+    items: tuple[Item | ImageFailure, ...]
 
 
 def embed_body(batch: RequestBatch, options: EmbedOptions) -> bytes:
@@ -80,6 +93,9 @@ def embed_body(batch: RequestBatch, options: EmbedOptions) -> bytes:
         body["outputs"] = list(options.outputs)
     if options.model is not None:
         body["model"] = options.model
+    if options.scales is not None:
+        body["scales"] = list(options.scales)
+        body["dtype"] = "float16"
     return json.dumps(body).encode("ascii")
 
 
@@ -147,13 +163,20 @@ def stack_outputs(
         raise ResponseError("vectors of one output have different shapes") from error
 
 
-def _item(entry: Mapping[str, Any]) -> Mapping[str, npt.NDArray[np.float32]] | ImageFailure:
+def _item(entry: Mapping[str, Any]) -> Item | ImageFailure:
     if "error" in entry:
         return ImageFailure(str(entry["error"]["code"]), str(entry["error"]["message"]))
+    if WINDOWS in entry:
+        return tuple(_windows(part) for part in entry[WINDOWS])
     vectors = {name: _vector(value) for name, value in entry.items() if name not in ("index", "id")}
     if not vectors:
         raise ValueError("an entry has neither vectors nor an error")
     return vectors
+
+
+def _windows(part: Mapping[str, Any]) -> tuple[WindowGrid, npt.NDArray[np.float32]]:
+    vectors = _vector(part)
+    return grid_of(float(part["scale"]), vectors, part["first_box"]), vectors
 
 
 def _vector(encoded: Mapping[str, Any]) -> npt.NDArray[np.float32]:

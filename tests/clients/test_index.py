@@ -7,12 +7,13 @@ import lancedb
 import numpy as np
 import pytest
 
+from amdim_clients.answers import QueryPicture, draw_answers
 from amdim_clients.errors import DigestMismatchError, IndexStoreError, SourceError
+from amdim_clients.exact_index import ExactIndex
 from amdim_clients.indexing import update_index
 from amdim_clients.lance_index import create_index, open_index, open_or_create_index
-from amdim_clients.neighbors import ExactIndex
 from amdim_clients.pipeline import Record
-from amdim_clients.searching import draw_result, find_neighbors, read_query
+from amdim_clients.searching import embed_picture, find_neighbors, find_pictures, read_query
 from amdim_clients.space import VectorSpace
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -54,7 +55,7 @@ def test_lance_agrees_with_exact_search(tmp_path, count):
         np.testing.assert_allclose(mine.scores, oracle.scores, atol=1e-6)
         np.testing.assert_allclose(mine.distances, 1 - mine.scores, atol=1e-6)
         assert len(mine.keys) == min(count, 90)
-    assert lance.content_hashes("it's ") == exact.content_hashes("it's ")
+    assert set(lance.rows("it's #5.jpg")) == set(exact.rows("it's #5.jpg")) != set()
 
 
 def test_empty_index_finds_nothing(tmp_path):
@@ -102,9 +103,9 @@ def test_rows_below_a_folder_file_or_pack_are_told_apart(tmp_path):
             space=SPACE,
             artifact_digest=A,
         )
-        below = set(each.content_hashes("/a/b"))
+        below = {row.key for row in each.rows("/a/b")}
         assert below == {"/a/b", "/a/b/c.jpg", "/a/b#0", "/a/b/p.tar#x"}
-        assert len(each.content_hashes("/")) == 7
+        assert len(list(each.rows("/"))) == 7
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_second_run_encodes_only_what_changed(
     (photo_folder / "class1" / "01.jpg").write_text("now broken")
     assert update([photo_folder], toy_embedder, index) == (2, 17, 2, 3)
     assert len(index) == 19
-    keys = index.content_hashes(str(photo_folder))
+    keys = {row.key for row in index.rows(str(photo_folder))}
     assert str(photo_folder / "class2" / "02.jpg") not in keys
     assert str(photo_folder / "class1" / "01.jpg") not in keys
 
@@ -227,7 +228,9 @@ def test_picture_finds_itself_then_its_like(photo_folder, toy_embedder, index, p
     found = find_neighbors(read_query(query), toy_embedder, index, count=3)
     assert found.keys[:2] == (query, str(smaller))
     assert found.scores[0] == pytest.approx(1, abs=1e-5)
-    sheet = draw_result(query, read_query(query), found)
+    answers = find_pictures(embed_picture(read_query(query), toy_embedder, index), index, count=3)
+    assert tuple(answer.key for answer in answers) == found.keys
+    sheet = draw_answers([QueryPicture(query, read_query(query))], answers)
     assert sheet.mode == "RGB"
     assert sheet.width > 4 * 176
     with pytest.raises(SourceError):

@@ -11,7 +11,7 @@ from amdim_clients.errors import EngineError
 from amdim_clients.gateway import EmbedClient
 from amdim_clients.images import Preprocess, decode_image
 from amdim_clients.inputs import RequestLimits
-from amdim_clients.pipeline import embed_sources
+from amdim_clients.pipeline import Known, embed_sources
 from amdim_clients.walk import ImageSource, walk_images
 
 
@@ -69,7 +69,9 @@ def test_unknown_output_is_refused(toy_encoder):
 def test_known_pictures_are_not_encoded(photo_folder, toy_embedder, toy_encoder):
     known = str(photo_folder / "class0" / "00.jpg")
     rows, _, unchanged = run(
-        walk_images([photo_folder]), toy_embedder, is_known=lambda key, digest: key == known
+        walk_images([photo_folder]),
+        toy_embedder,
+        known=lambda key, digest: Known.SAME if key == known else Known.NEW,
     )
     assert unchanged == [known]
     assert len(rows) == sum(toy_encoder.batches) == 19

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from amdim_clients.embedders import Embedder
+    from amdim_clients.window_embedders import WindowEmbedder
+    from amdim_clients.window_rows import WindowPlan
 
 
 @contextmanager
@@ -20,8 +22,9 @@ def open_embedder(
     model: str | None,
     outputs: Sequence[str] | None = None,
     normalize: bool = True,
+    plan: WindowPlan | None = None,
 ) -> Iterator[Embedder]:
-    """An embedder that is closed when the block ends.
+    """An embedder that is closed when the block ends; one of windows where a plan is given.
 
     Raises:
         EngineError: No engine or no model repository is at hand, or the model lacks an output.
@@ -30,7 +33,9 @@ def open_embedder(
     from amdim_clients import embedders
 
     embedder: Embedder
-    if url is not None:
+    if plan is not None:
+        embedder = _window_embedder(plan, url, api_key, repository, model)
+    elif url is not None:
         from amdim_clients.gateway import EmbedClient
 
         limits = embedders.REMOTE_LIMITS
@@ -50,3 +55,24 @@ def open_embedder(
         yield embedder
     finally:
         embedder.close()
+
+
+def _window_embedder(
+    plan: WindowPlan,
+    url: str | None,
+    api_key: str | None,
+    repository: Path | None,
+    model: str | None,
+) -> WindowEmbedder:
+    from amdim_clients import embedders, window_embedders
+
+    if url is not None:
+        from amdim_clients.gateway import EmbedClient
+
+        client = EmbedClient(url, api_key=api_key, limits=embedders.REMOTE_LIMITS)
+        return window_embedders.RemoteWindowEmbedder(client, plan, model=model)
+    encoder = window_embedders.open_local_windows(
+        repository or embedders.default_repository(),
+        model or window_embedders.DEFAULT_WINDOWS_MODEL,
+    )
+    return window_embedders.LocalWindowEmbedder(encoder, plan)

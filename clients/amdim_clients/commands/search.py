@@ -1,21 +1,54 @@
-"""`amdim search`: the pictures of an index that are most like one."""
+"""`amdim search`: the pictures of an index that are most like some, or that contain a part."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from amdim_clients.answers import QueryPicture
+    from amdim_clients.neighbors import FloatArray, NeighborIndex
+
 
 def search(
-    image: Annotated[str, typer.Argument(help="A picture, or one of a pack as PACK#PLACE.")],
-    db: Annotated[Path, typer.Option("--db", help="An index made by `amdim index`.")],
-    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many neighbours.")] = 10,
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Pictures to find the like of, or PACK#PLACE."),
+    ],
+    db: Annotated[str, typer.Option("--db", help="An index made by `amdim index`.")],
+    region: Annotated[
+        str | None,
+        typer.Option(help="Only this part of the picture: x0,y0,x1,y1 in 0..1. Needs windows."),
+    ] = None,
+    unlike: Annotated[
+        list[str] | None, typer.Option("--not", help="A picture to stay away from; repeatable.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A condition like width>=640, modified>=2025-01-31, label=cat or path=FOLDER; "
+            "repeatable, all must hold."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many pictures.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    maps: Annotated[
+        bool,
+        typer.Option("--maps", help="Add to the JSON where each answer matches, 7 by 7 cells."),
+    ] = False,
     sheet: Annotated[
-        Path | None, typer.Option(help="Also draw query and neighbours to this PNG.")
+        Path | None, typer.Option(help="Also draw query and answers to this PNG.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also draw query and answers to this page.")
+    ] = None,
+    heat: Annotated[
+        bool, typer.Option("--heat/--no-heat", help="Lay over drawn answers where they match.")
+    ] = True,
+    copy_to: Annotated[
+        Path | None, typer.Option(help="Also copy the answers into this folder.")
     ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare every row, even in a large index.")
@@ -24,45 +57,85 @@ def search(
     api_key: Annotated[
         str | None, typer.Option(envvar="AMDIM_API_KEY", help="The gateway's key.")
     ] = None,
+    qdrant_key: Annotated[
+        str | None, typer.Option(envvar="AMDIM_QDRANT_API_KEY", help="The Qdrant server's key.")
+    ] = None,
     repository: Annotated[
         Path | None, typer.Option(help="Model repository; default ./model_repository.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model; default the index's.")] = None,
 ) -> None:
-    """Find the pictures of an index that are most like one."""
-    from amdim_clients.commands.opening import open_embedder
-    from amdim_clients.lance_index import open_index
-    from amdim_clients.searching import draw_result, find_neighbors, read_query
+    """Find the pictures of an index that are like some pictures, or contain a part of one."""
+    from amdim_clients import answers as shown
+    from amdim_clients.conditions import parse_conditions
+    from amdim_clients.regions import parse_region
+    from amdim_clients.searching import combine, find_pictures, find_windows
     from amdim_clients.sheet import save_sheet
+    from amdim_clients.stores import open_store
 
-    data = read_query(image)
-    store = open_index(db)
-    with open_embedder(
-        url=url,
-        api_key=api_key,
-        repository=repository,
-        model=model or (None if url else store.space.model),
-        outputs=[store.space.output],
-        normalize=store.space.normalized,
-    ) as embedder:
-        found = find_neighbors(data, embedder, store, count=k, exact=exact)
-    if sheet is not None:
-        save_sheet(draw_result(image, data, found), sheet)
-    ranked = list(zip(found.keys, found.scores.tolist(), found.distances.tolist(), strict=True))
-    if as_json:
-        document = {
-            "query": image,
-            "model": store.space.model,
-            "output": store.space.output,
-            "normalized": store.space.normalized,
-            "encoder_digest": store.space.encoder_digest,
-            "preprocess_digest": store.space.preprocess_digest,
-            "neighbors": [
-                {"rank": rank, "path": key, "score": score, "distance": distance}
-                for rank, (key, score, distance) in enumerate(ranked, start=1)
-            ],
-        }
-        typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    if region is not None and (len(images) > 1 or unlike):
+        raise typer.BadParameter("a region is of one picture", param_hint="--region")
+    box = parse_region(region) if region is not None else None
+    conditions = parse_conditions(where or [])
+    store = open_store(db, qdrant_key=qdrant_key)
+    queries = [
+        *(shown.QueryPicture(image, None, box) for image in images),
+        *(shown.QueryPicture(image, None, unlike=True) for image in unlike or []),
+    ]
+    place = {"url": url, "api_key": api_key, "repository": repository, "model": model}
+    vectors = _query_vectors(queries, store, place)
+    query = combine(
+        [vector for q, vector in zip(queries, vectors, strict=True) if not q.unlike],
+        [vector for q, vector in zip(queries, vectors, strict=True) if q.unlike],
+    )
+    find = find_pictures if box is None else find_windows
+    found = find(query, store, count=k, exact=exact, where=conditions)
+    if sheet is not None or html is not None:
+        drawn = shown.with_data(queries)
+        if sheet is not None:
+            save_sheet(shown.draw_answers(drawn, found, heat=heat), sheet)
+        if html is not None:
+            shown.save_text(shown.page_of_answers(drawn, found, heat=heat), html)
+    if copy_to is not None:
+        copied = shown.copy_answers(found, copy_to)
+        typer.echo(f"{copied} pictures copied to {copy_to}", err=True)
+    if not as_json:
+        typer.echo(shown.answers_as_text(found), nl=False)
         return
-    for rank, (key, score, _) in enumerate(ranked, start=1):
-        typer.echo(f"{rank:>4}  {score:.4f}  {key}")
+    documents = shown.answers_as_json(found, store.facts(answer.key for answer in found))
+    if maps:
+        from amdim_clients.commands.places import add_maps
+
+        add_maps(documents, images[0], box, place)
+    typer.echo(shown.document(queries, store.space, documents))
+
+
+def _query_vectors(
+    queries: list[QueryPicture], store: NeighborIndex, place: dict[str, Any]
+) -> list[FloatArray]:
+    """A vector for each picture of the query; no model is opened for those the index holds."""
+    from amdim_clients.commands.opening import open_embedder
+    from amdim_clients.searching import embed_picture, embed_region, read_query, stored_vector
+    from amdim_clients.window_embedders import as_window_embedder
+
+    known = {q.name: stored_vector(q.name, store) if q.region is None else None for q in queries}
+    if all(vector is not None for vector in known.values()):
+        return [vector for q in queries if (vector := known[q.name]) is not None]
+    datas = {q.name: read_query(q.name) for q in queries if known[q.name] is None}
+    if place["model"] is None and place["url"] is None:
+        place = {**place, "model": store.space.model}
+    with open_embedder(
+        **place,
+        outputs=None if store.plan else [store.space.output],
+        normalize=store.space.normalized,
+        plan=store.plan,
+    ) as embedder:
+        vectors = []
+        for q in queries:
+            vector = known[q.name]
+            if vector is None and q.region is not None:
+                vector = embed_region(datas[q.name], q.region, as_window_embedder(embedder), store)
+            elif vector is None:
+                vector = embed_picture(datas[q.name], embedder, store)
+            vectors.append(vector)
+        return vectors

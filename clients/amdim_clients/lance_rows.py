@@ -1,0 +1,345 @@
+"""A `NeighborIndex` on LanceDB: a folder or an object store, each change a transaction of its own.
+
+A picture counts once its row in `images` is there; its windows are written before and removed
+after, and windows without such a row are never shown. So a writer may be killed at any point.
+Knows no pictures and no encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from lancedb.index import IvfRq
+
+from amdim_clients.conditions import Condition
+from amdim_clients.errors import IndexStoreError
+from amdim_clients.facts import PictureFacts
+from amdim_clients.lance_tables import (
+    BOX,
+    FACTS,
+    VECTOR,
+    WINDOWS,
+    any_of,
+    below_sql,
+    facts_of,
+    image_rows,
+    matrix,
+    told,
+    where_sql,
+    window_rows,
+)
+from amdim_clients.neighbors import FloatArray, Neighbors, StoredRow, WindowNeighbors
+from amdim_clients.pipeline import Record
+from amdim_clients.space import VectorSpace
+from amdim_clients.window_rows import NO_WINDOWS, PictureWindows, WindowPlan
+
+# Below this, comparing every row takes milliseconds; an approximate index only loses neighbours.
+ANN_MIN_ROWS: Final = 100_000
+_KEYS_PER_STATEMENT: Final = 500
+_ROWS_PER_BATCH: Final = 4096
+# Searched partitions, and exactly rescored candidates per neighbour asked for: measured by
+# benchmarks/search.py at a million vectors.
+_PROBES: Final = 80
+_REFINE: Final = 10
+# Windows asked for beyond those wanted, where a killed writer may have left some that do not count.
+_SPARE: Final = 1.5
+
+_Found = TypeVar("_Found")
+
+
+class LanceIndex:
+    """An index at a place; opened by `lance_index`."""
+
+    def __init__(
+        self,
+        place: str,
+        images: Any,
+        windows: Any,
+        space: VectorSpace,
+        plan: WindowPlan | None,
+    ) -> None:
+        """Wrap open tables whose schemas say `space` and `plan`; `windows` may be None."""
+        self.place = place
+        self.space = space
+        self.plan = plan
+        self._images = images
+        self._windows = windows
+
+    def __len__(self) -> int:
+        with told(self.place):
+            return int(self._images.count_rows())
+
+    @property
+    def window_count(self) -> int:
+        """How many windows there are."""
+        with told(self.place):
+            return int(self._windows.count_rows()) if self._windows is not None else 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tables agree: no killed writer has left windows of its own."""
+        counted = 0
+        for batch in self._batches(self._images, [WINDOWS], None):
+            counted += int(pa.compute.sum(batch[WINDOWS]).as_py() or 0)
+        return counted == self.window_count
+
+    def rows(self, root: str) -> Iterator[StoredRow]:
+        """Every picture at or below `root`."""
+        columns = ["path", "content_hash", WINDOWS]
+        for batch in self._batches(self._images, columns, below_sql(root)):
+            for key, content_hash, count in zip(
+                *(batch[name].to_pylist() for name in columns), strict=True
+            ):
+                yield StoredRow(key, content_hash, count)
+
+    def holders(self, content_hashes: Iterable[str]) -> Mapping[str, str]:
+        """Content hash to the key of a picture that has it."""
+        found = self._by(self._images, "content_hash", content_hashes, ["path", "content_hash"])
+        return {row["content_hash"]: row["path"] for row in found.to_pylist()}
+
+    def facts(self, keys: Iterable[str]) -> Mapping[str, PictureFacts]:
+        """What is known of some pictures."""
+        found = self._by(self._images, "path", keys, ["path", *FACTS])
+        return {row["path"]: facts_of(row) for row in found.to_pylist()}
+
+    def vectors(self, keys: Iterable[str]) -> Mapping[str, FloatArray]:
+        """The vectors of some pictures."""
+        found = self._by(self._images, "path", keys, ["path", VECTOR])
+        return dict(
+            zip(found["path"].to_pylist(), matrix(found[VECTOR], self.space.dim), strict=True)
+        )
+
+    def windows(self, keys: Iterable[str]) -> Mapping[str, PictureWindows]:
+        """All windows of some pictures."""
+        if self._windows is None:
+            return {}
+        wanted = list(keys)
+        hashes = self._hashes(wanted)
+        columns = ["path", "content_hash", "scale", *BOX, VECTOR]
+        found = self._by(self._windows, "path", wanted, columns)
+        paths = found["path"].to_pylist()
+        contents = found["content_hash"].to_pylist()
+        counting = [hashes.get(p) == c for p, c in zip(paths, contents, strict=True)]
+        places: dict[str, list[int]] = {}
+        for at, (path, counts) in enumerate(zip(paths, counting, strict=True)):
+            if counts:
+                places.setdefault(path, []).append(at)
+        scales = found["scale"].to_numpy()
+        boxes = np.stack([found[name].to_numpy() for name in BOX], axis=1)
+        vectors = matrix(found[VECTOR], self.space.dim)
+        return {
+            path: PictureWindows(scales[at], boxes[at], vectors[at]) for path, at in places.items()
+        }
+
+    def add(
+        self,
+        records: Sequence[Record],
+        vectors: FloatArray,
+        *,
+        space: VectorSpace,
+        artifact_digest: str,
+        windows: Sequence[PictureWindows] | None = None,
+    ) -> None:
+        """Insert pictures, in place of those with the same keys."""
+        self.space.check(space)
+        if not records:
+            return
+        with told(self.place):
+            if windows is not None:
+                if self._windows is None or self.plan is None:
+                    raise IndexStoreError(NO_WINDOWS)
+                self._windows.add(window_rows(records, windows, self.space, self.plan))
+            rows = image_rows(records, vectors, windows, artifact_digest, self.space)
+            merge = self._images.merge_insert("path")
+            merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            if self._windows is not None:
+                self._drop_outdated(records, keep=windows is not None)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Delete these pictures and their windows, some hundred in a transaction."""
+        with told(self.place):
+            for chunk in _chunks(list(keys), _KEYS_PER_STATEMENT):
+                self._images.delete(any_of("path", chunk))
+                if self._windows is not None:
+                    self._windows.delete(any_of("path", chunk))
+
+    def search(
+        self,
+        queries: FloatArray,
+        count: int,
+        *,
+        space: VectorSpace,
+        exact: bool = False,
+        where: Sequence[Condition] = (),
+    ) -> list[Neighbors]:
+        """The `count` nearest pictures to each query; approximate only where `tune` built that."""
+        self.space.check(space)
+        found = (self._nearest(self._images, q, count, exact, where, ["path"]) for q in queries)
+        return [Neighbors(tuple(rows["path"].to_pylist()), _scores(rows)) for rows in found]
+
+    def search_windows(
+        self,
+        queries: FloatArray,
+        count: int,
+        *,
+        space: VectorSpace,
+        exact: bool = False,
+        where: Sequence[Condition] = (),
+    ) -> list[WindowNeighbors]:
+        """The `count` nearest windows to each query."""
+        self.space.check(space)
+        if self._windows is None:
+            raise IndexStoreError(NO_WINDOWS)
+        return [self._search_windows(query, count, exact, where) for query in queries]
+
+    def repair(self) -> None:
+        """Drop what a killed writer left: windows of no picture, and pictures short of windows.
+
+        Pictures so dropped are encoded again by the next update.
+        """
+        if self._windows is None or self.is_whole:
+            return
+        held: dict[tuple[str, str], int] = {}
+        for batch in self._batches(self._windows, ["path", "content_hash"], None):
+            for pair in zip(*(batch[name].to_pylist() for name in batch.schema.names), strict=True):
+                held[pair] = held.get(pair, 0) + 1
+        sound = {
+            row.key: row.content_hash
+            for row in self.rows("/")
+            if row.windows is None or held.get((row.key, row.content_hash), 0) == row.windows
+        }
+        short = [row.key for row in self.rows("/") if row.key not in sound]
+        strays = {key for key, content in held if sound.get(key) != content} - set(short)
+        with told(self.place):
+            for chunk in _chunks(sorted(strays), _KEYS_PER_STATEMENT):
+                contents = [sound[key] for key in chunk if key in sound]
+                stray = any_of("path", chunk)
+                if contents:
+                    stray += f" AND NOT {any_of('content_hash', contents)}"
+                self._windows.delete(stray)
+        self.remove(short)
+
+    def tune(self, *, ann_min_rows: int = ANN_MIN_ROWS) -> None:
+        """Compact what many small transactions left, and index approximately where it pays.
+
+        Args:
+            ann_min_rows: Rows from which an approximate index is built.
+        """
+        with told(self.place):
+            for table in (self._images, self._windows):
+                if table is not None and table.count_rows():
+                    _tune(table, ann_min_rows)
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether searches use an approximate index unless asked to be exact."""
+        return _ann_name(self._images) is not None
+
+    @property
+    def artifact_digests(self) -> set[str]:
+        """The artifacts that made the vectors."""
+        found: set[str] = set()
+        for batch in self._batches(self._images, ["artifact_digest"], None):
+            found.update(batch["artifact_digest"].unique().to_pylist())
+        return found
+
+    def _search_windows(
+        self, query: FloatArray, count: int, exact: bool, where: Sequence[Condition]
+    ) -> WindowNeighbors:
+        columns = ["path", "content_hash", "scale", *BOX]
+        wanted, total = int(count * _SPARE), self.window_count
+        while True:
+            rows = self._nearest(self._windows, query, wanted, exact, where, columns)
+            hashes = self._hashes(rows["path"].unique().to_pylist())
+            pairs = zip(rows["path"].to_pylist(), rows["content_hash"].to_pylist(), strict=True)
+            kept = [at for at, (path, content) in enumerate(pairs) if hashes.get(path) == content]
+            if len(kept) >= count or len(rows) < wanted or wanted >= total:
+                break
+            wanted *= 4
+        rows = rows.take(kept[:count])
+        return WindowNeighbors(
+            keys=tuple(rows["path"].to_pylist()),
+            scores=_scores(rows),
+            scales=rows["scale"].to_numpy(),
+            boxes=np.stack([rows[name].to_numpy() for name in BOX], axis=1),
+        )
+
+    def _nearest(
+        self,
+        table: Any,
+        query: FloatArray,
+        count: int,
+        exact: bool,
+        where: Sequence[Condition],
+        columns: list[str],
+    ) -> Any:
+        with told(self.place):
+            request = table.search(query, vector_column_name=VECTOR).distance_type("cosine")
+            if (condition := where_sql(where)) is not None:
+                request = request.where(condition, prefilter=True)
+            if exact:
+                request = request.bypass_vector_index()
+            else:
+                request = request.nprobes(_PROBES).refine_factor(_REFINE)
+            return request.limit(count).select([*columns, "_distance"]).to_arrow()
+
+    def _hashes(self, keys: Sequence[str]) -> dict[str, str]:
+        found = self._by(self._images, "path", keys, ["path", "content_hash"])
+        return dict(zip(found["path"].to_pylist(), found["content_hash"].to_pylist(), strict=True))
+
+    def _by(self, table: Any, column: str, values: Iterable[str], columns: list[str]) -> Any:
+        """Rows whose column is one of the values."""
+        parts = []
+        with told(self.place):
+            for chunk in _chunks(list(dict.fromkeys(values)), _KEYS_PER_STATEMENT):
+                request = table.search().where(any_of(column, chunk)).select(columns)
+                parts.append(request.to_arrow())
+            if not parts:
+                return table.search().limit(0).select(columns).to_arrow()
+        return pa.concat_tables(parts)
+
+    def _batches(self, table: Any, columns: list[str], where: str | None) -> Iterator[Any]:
+        with told(self.place):
+            request = table.search().select(columns)
+            if where is not None:
+                request = request.where(where)
+            yield from request.to_batches(_ROWS_PER_BATCH)
+
+    def _drop_outdated(self, records: Sequence[Record], *, keep: bool) -> None:
+        """Remove the windows of what these pictures were before."""
+        for chunk in _chunks(list(records), _KEYS_PER_STATEMENT):
+            condition = any_of("path", [record.key for record in chunk])
+            if keep:
+                now = any_of("content_hash", [record.content_hash for record in chunk])
+                condition += f" AND NOT {now}"
+            self._windows.delete(condition)
+
+
+def _tune(table: Any, ann_min_rows: int) -> None:
+    table.optimize()
+    rows, name = table.count_rows(), _ann_name(table)
+    if rows < ann_min_rows:
+        return
+    # Partitions are laid out once: a table that has doubled since is better laid out anew.
+    stats = table.index_stats(name) if name is not None else None
+    if stats is None or stats.num_unindexed_rows > stats.num_indexed_rows:
+        table.create_index(VECTOR, config=IvfRq(distance_type="cosine"), replace=True)
+
+
+def _ann_name(table: Any) -> str | None:
+    return next((str(i.name) for i in table.list_indices() if VECTOR in i.columns), None)
+
+
+def _scores(rows: Any) -> FloatArray:
+    # Rounding can leave the cosine of two equal vectors a little above 1.
+    scores: FloatArray = np.clip(1 - rows["_distance"].to_numpy().astype(np.float32), -1, 1)
+    return scores
+
+
+def _chunks(items: Sequence[_Found], size: int) -> Iterator[Sequence[_Found]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
