@@ -16,7 +16,8 @@ from amdim_export.engine_file import read_engine_facts
 from amdim_export.errors import ExportError, UnavailableError
 from amdim_export.fingerprint import artifact_digest
 from amdim_export.names import IMAGES, MODEL_FILE
-from amdim_export.parity import Agreement, Encode, agreement, require
+from amdim_export.openvino_precision import bf16_runs_here
+from amdim_export.parity import Agreement, Encode, Tolerance, agreement, require
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,24 +68,37 @@ def check_artifact(
         problem = f"its digest is {digest}, certified was {certificate.artifact_digest}"
         yield Finding(model, version, f"{name} artifact_digest", problem if changed else "")
         yield _run_canaries(model, place, name, config.backend, certificate)
+        for precision, certified in certificate.precisions.items():
+            if precision != certificate.precision and certified.engine == "openvino":
+                yield _run_canaries(
+                    model, place, name, "openvino", certificate, precision, certified.tolerance
+                )
 
 
 def _run_canaries(
-    model: str, place: Path, name: str, backend: str, certificate: Certificate
+    model: str,
+    place: Path,
+    name: str,
+    backend: str,
+    certificate: Certificate,
+    lower: str = "",
+    tolerance: Tolerance | None = None,
 ) -> Finding:
+    """Runs the canaries on what serves the artifact, or at a precision below its own."""
     canaries = certificate.canaries
+    what = f"canaries at {lower}" if lower else "canaries"
     started = time.perf_counter()
     outputs: dict[str, Agreement] = {}
     problem = unmeasured = ""
     try:
-        given = _open(backend, place, name)(canaries.pixels)
+        given = _open(backend, place, name, lower)(canaries.pixels)
         missing = sorted(set(canaries.vectors) - set(given))
         if missing:
             problem = f"the artifact has no output {missing[0]}"
         else:
             for output, expected in canaries.vectors.items():
                 outputs[output] = agreement(expected, given[output])
-            require(outputs, canaries.tolerance)
+            require(outputs, tolerance or canaries.tolerance)
     except UnavailableError as error:
         unmeasured = str(error)
     except ExportError as error:
@@ -92,10 +106,10 @@ def _run_canaries(
     except Exception as error:  # the runtimes' errors share no base of their own
         problem = f"{backend} cannot run it on {IMAGES}: {error}"
     seconds = time.perf_counter() - started
-    return Finding(model, int(place.name), "canaries", problem, outputs, seconds, unmeasured)
+    return Finding(model, int(place.name), what, problem, outputs, seconds, unmeasured)
 
 
-def _open(backend: str, place: Path, name: str) -> Encode:
+def _open(backend: str, place: Path, name: str, lower: str) -> Encode:
     """Returns an artifact as what serves it runs it.
 
     Raises:
@@ -113,7 +127,9 @@ def _open(backend: str, place: Path, name: str) -> Encode:
             raise UnavailableError(
                 "OpenVINO is not installed: pip install 'amdim-embed[openvino]'"
             ) from error
-        return OpenVinoEncoder(place / name)
+        if lower and not bf16_runs_here():
+            raise UnavailableError(f"this processor does not compute in {lower}")
+        return OpenVinoEncoder(place / name, compute=lower or "fp32")
     if backend == "tensorrt":
         return _open_engine(place, name)
     raise UnavailableError(f"this program does not run Triton's backend {backend!r}")

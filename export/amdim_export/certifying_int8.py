@@ -86,7 +86,7 @@ def certify_int8(
             default_output=GLOBAL if recipe is None else EMBEDDING,
         )
         given = encode(drawn)
-        speedup = _speedup(measured.plain, encode, real) if engine == "openvino" else None
+    speedup = _speedup(measured, real) if engine == "openvino" else None
     source = f"{len(real)} held-out pictures of {', '.join(path.name for path in parity_on)}"
     tolerance = canary_tolerance({name: agreement(wanted[name], given[name]) for name in wanted})
     int8 = CertifiedPrecision("int8", engine, tolerance, parity, speedup, source)
@@ -116,9 +116,8 @@ def _opened(model: bytes, engine: Engine) -> Iterator[Encode]:
         yield encode
 
 
-def _speedup(plain: ServingGraph, encode: Encode, pixels: Pixels) -> float:
-    side = pixels.shape[1]
+def _speedup(measured: Measured, pixels: Pixels) -> float:
+    side, plain = pixels.shape[1], measured.plain
     example = torch.zeros((2, side, side, 3), dtype=torch.uint8)
     model = to_onnx(plain, example, output_names=plain.output_names, dynamic={0: "N"})
-    with opened(model) as slow:
-        return measure_speedup(slow, encode, pixels)
+    return measure_speedup(model, measured.artifact.model, pixels)

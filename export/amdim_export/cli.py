@@ -59,6 +59,12 @@ def export(
         bool,
         typer.Option("--accelerate", help="On a GPU, ONNX Runtime is to call TensorRT."),
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Publish nothing, and fail, if a precision measured misses a target."
+        ),
+    ] = False,
 ) -> None:
     """Export an encoder: ONNX, Triton configuration, certificate; published when it is the same."""
     from rich.console import Console
@@ -96,6 +102,7 @@ def export(
         gpu=gpu,
         accelerate=accelerate,
         precision=precision if target == "tensorrt" else "fp32",
+        strict=strict,
     )
     keep_freed_memory()
     with console.status("loading the checkpoint") as status:

@@ -34,9 +34,9 @@ class FineTuning:
         seed: Of the pictures' order and mirroring.
     """
 
-    steps: int = 600
-    batch_size: int = 32
-    learning_rate: float = 2e-4
+    steps: int = 400
+    batch_size: int = 16
+    learning_rate: float = 1e-3
     seed: int = 0
 
 

@@ -39,6 +39,7 @@ class ExportOptions:
         gpu: ONNX models are to run on a GPU.
         accelerate: By TensorRT, called by ONNX Runtime.
         precision: What a TensorRT engine computes in.
+        strict: Publish nothing of which a measured precision misses its targets.
     """
 
     name: str = "amdim"
@@ -56,6 +57,7 @@ class ExportOptions:
     gpu: bool = False
     accelerate: bool = False
     precision: str = "fp32"
+    strict: bool = False
 
     @property
     def measured_on(self) -> tuple[Sequence[Path], Sequence[str]]:
@@ -110,6 +112,10 @@ def export_encoder(
         if recipe is None:
             raise ExportError("windows need a search vector: give --fit-on pictures to fit it on")
         ready.append(_windows(checkpoint, recipe, options, say))
+    if options.strict:
+        for _, _, certificate in ready:
+            for certified in certificate.precisions.values():
+                certified.require()
     published = []
     for config, model, certificate in ready:
         folder = publish_version(

@@ -34,7 +34,7 @@ def quantize(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures of an update.")] = 16,
     learning_rate: Annotated[
         float, typer.Option(help="Of weights at its peak, as a share of their size.")
-    ] = 2e-4,
+    ] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of the pictures' order.")] = 0,
     keep_float: Annotated[
         list[str] | None,

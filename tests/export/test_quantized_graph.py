@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from amdim_clients.images import Preprocess
+from amdim_export.finetune import FineTuning, distance, finetune
+from amdim_export.graph import ServingGraph
+from amdim_export.parity import agreement
+from amdim_export.pictures import sample_pictures
+from amdim_export.quantize import QuantizeOptions, export_graph, quantized_graph
+from amdim_export.quantized_graph import Scheme, calibrate, quantized, shift_sums
+from amdim_export.runtime import OnnxEncoder
+
+CALIBRATED = QuantizeOptions(tuning=FineTuning(steps=0))
+
+
+def _pixels(pictures, side: int) -> torch.Tensor:
+    return torch.from_numpy(sample_pictures([pictures], Preprocess.for_image_size(side), limit=32))
+
+
+def _graph(checkpoint) -> ServingGraph:
+    with torch.no_grad():
+        return ServingGraph(checkpoint.encoder, checkpoint.normalization)
+
+
+def _run(graph: ServingGraph, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        outputs = graph(pixels)
+    return {n: value.numpy() for n, value in zip(graph.output_names, outputs, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def pixels(pictures):
+    return _pixels(pictures, 64)
+
+
+@pytest.fixture(scope="module")
+def graph(plain) -> ServingGraph:
+    return _graph(plain[0])
+
+
+@pytest.fixture(scope="module")
+def student(graph, pixels) -> ServingGraph:
+    return quantized_graph(graph, pixels, CALIBRATED)
+
+
+@pytest.mark.parametrize(
+    ("side", "depth", "batch_norm"), [(32, 1, False), (64, 2, True), (128, 1, True)]
+)
+def test_shifted_sums_are_positive_and_change_nothing(
+    make_checkpoint, pictures, side, depth, batch_norm
+):
+    pixels = _pixels(pictures, side)[:8]
+    graph = _graph(make_checkpoint(side, depth=depth, batch_norm=batch_norm))
+    shifted = copy.deepcopy(graph)
+    shift_sums(shifted, pixels)
+    lowest = []
+    for layer in list(shifted.trunk.layers)[1:-1]:
+        layer.register_forward_hook(lambda _, __, out: lowest.append(float(out.min())))
+    for name, value in _run(shifted, pixels).items():
+        np.testing.assert_allclose(value, _run(graph, pixels)[name], atol=2e-4)
+    assert min(lowest) > -1e-3
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+@pytest.mark.parametrize("level", ["disabled", "all"])
+def test_the_file_computes_what_the_graph_does(graph, pixels, target, level):
+    options = QuantizeOptions(tuning=FineTuning(steps=0), target=target)
+    student = quantized_graph(graph, pixels, options)
+    expected = _run(student, pixels)
+    given = OnnxEncoder(export_graph(student, 64), level=level)(pixels.numpy())
+    for name, value in expected.items():
+        found = agreement(value, given[name])
+        assert found.mean_cosine > 0.9995, (name, found)
+
+
+def test_rounding_costs_little_and_something(graph, student, pixels):
+    for name, value in _run(graph, pixels).items():
+        found = agreement(value, _run(student, pixels)[name])
+        assert 0.99 < found.mean_cosine < 0.999999, (name, found)
+
+
+def test_the_file_is_symmetric_and_holds_int8_weights(student):
+    model = onnx.load_from_string(export_graph(student, 64))
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    weights = [name for name in arrays if name.endswith("weight_int8")]
+    assert len(weights) == 6 * 2 + 4 + 2 * 3  # units, what four of them widen by, heads
+    assert all(arrays[name].dtype == np.int8 for name in weights)
+    zeros = {
+        bool(np.any(arrays[node.input[2]]))
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2
+    }
+    assert zeros == {False}
+
+
+def test_for_tensorrt_nothing_is_unsigned(graph, pixels):
+    options = QuantizeOptions(tuning=FineTuning(steps=0), target="tensorrt")
+    model = onnx.load_from_string(export_graph(quantized_graph(graph, pixels, options), 64))
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    assert onnx.TensorProto.UINT8 not in kinds
+
+
+def test_signed_int8_parses_without_a_warning_and_compiles(compile_for_tensorrt, graph, pixels):
+    options = QuantizeOptions(tuning=FineTuning(steps=0), target="tensorrt")
+    model = export_graph(quantized_graph(graph, pixels, options), 64)
+    sizes = ("1x64x64x3", "4x64x64x3", "8x64x64x3")
+    (said,) = compile_for_tensorrt({"int8.onnx": model}, sizes).values()
+    assert "refused" not in said, said
+    assert said["notes"] == []
+
+
+def test_fine_tuning_comes_nearer_and_is_the_same_again(graph, pixels):
+    def tuned(steps: int) -> list[torch.Tensor]:
+        shifted = copy.deepcopy(graph)
+        shift_sums(shifted, pixels)
+        student = quantized(shifted, Scheme())
+        calibrate(student, pixels)
+        if steps:
+            finetune(student, graph, pixels, FineTuning(steps, 8, 1e-3, seed=1))
+        with torch.no_grad():
+            return list(student(pixels))
+
+    with torch.no_grad():
+        wanted = graph(pixels)
+    before, after, again = (tuned(steps) for steps in (0, 30, 30))
+    assert distance(after, wanted) < 0.8 * distance(before, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(after, again, strict=True))
+
+
+def test_openvino_computes_what_the_graph_does(student, pixels):
+    pytest.importorskip("openvino")
+    from amdim_export.openvino_precision import opened
+
+    with opened(export_graph(student, 64)) as encode:
+        given = encode(pixels.numpy())
+    for name, value in _run(student, pixels).items():
+        found = agreement(value, given[name])
+        assert found.mean_cosine > 0.9995, (name, found)
