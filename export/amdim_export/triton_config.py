@@ -78,23 +78,24 @@ def encoder_config(
         instance_group=InstanceGroup(instances, kind),
         warmup_batches=(1, max_batch_size),
         parameters=facts.parameters(),
-        gpu_accelerator=tensorrt_accelerator(side, max_batch_size) if accelerate else None,
+        gpu_accelerator=tensorrt_accelerator(facts, max_batch_size) if accelerate else None,
     )
 
 
-def tensorrt_accelerator(image_size: int, max_batch_size: int) -> Accelerator:
+def tensorrt_accelerator(facts: EncoderFacts, max_batch_size: int) -> Accelerator:
     """Returns ONNX Runtime's TensorRT, one engine for every batch that Triton may form.
 
     Source: README of Triton's onnxruntime_backend, "ONNX Runtime with TensorRT optimization".
     """
 
     def shape(batch: int) -> str:
-        return f"{IMAGES}:{batch}x{image_size}x{image_size}x3"
+        return f"{IMAGES}:{batch}x{facts.image_size}x{facts.image_size}x3"
 
     return Accelerator(
         "tensorrt",
         {
-            "precision_mode": "FP32",  # what the file is certified for
+            # no narrower than the file is certified for; quantizers in a graph need INT8 allowed
+            "precision_mode": "INT8" if facts.precision == "int8" else "FP32",
             "max_workspace_size_bytes": "1073741824",
             "trt_engine_cache_enable": "true",
             "trt_engine_cache_path": "/tmp/amdim-engines",

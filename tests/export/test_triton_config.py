@@ -103,6 +103,10 @@ def test_accelerated_by_tensorrt_one_engine_takes_every_batch():
     assert said["trt_profile_min_shapes"] == "images:1x64x64x3"
     assert said["trt_profile_max_shapes"] == "images:32x64x64x3"
     assert not _parse(encoder_config("amdim", FACTS, max_batch_size=32)).HasField("optimization")
+    quantized = dataclasses.replace(FACTS, precision="int8")
+    config = encoder_config("amdim_int8_gpu", quantized, max_batch_size=8, accelerate=True)
+    (accelerator,) = _parse(config).optimization.execution_accelerators.gpu_execution_accelerator
+    assert dict(accelerator.parameters)["precision_mode"] == "INT8"
 
 
 def test_an_engine_is_found_only_by_the_gpu_it_was_built_on():
