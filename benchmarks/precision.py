@@ -85,6 +85,7 @@ def main() -> None:
 
 
 def _open(repository: Path, threads: int) -> Iterator[Opened]:
+    encoder = read_model_spec(repository / "amdim").encoder_digest
     for engine, precision, model in ROWS:
         folder = repository / model
         row = f"{engine} {precision}"
@@ -92,6 +93,9 @@ def _open(repository: Path, threads: int) -> Iterator[Opened]:
             print(f"{row} is left out: {folder} does not exist (amdim quantize makes it)")
             continue
         spec = read_model_spec(folder)
+        if spec.encoder_digest != encoder:
+            print(f"{row} is left out: {folder} is of another encoder than amdim")
+            continue
         path = folder / spec.version / "model.onnx"
         try:
             if engine == "openvino":
