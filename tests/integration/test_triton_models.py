@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
 import zipfile
 
 import numpy as np
@@ -44,6 +45,24 @@ def _read(path, *, suffix: str = "") -> list[bytes]:
     with zipfile.ZipFile(path) as archive:
         names = sorted(entry.filename for entry in archive.infolist() if not entry.is_dir())
         return [archive.read(name) for name in names if name.endswith(suffix)]
+
+
+def test_decoding_needs_numpy_1_and_pillow_alone(triton_python, photos, tmp_path):
+    """In the environment whose Python decodes for Triton."""
+    picture = tmp_path / "picture"
+    picture.write_bytes(photos[0])
+    program = (
+        "import sys, numpy; from pathlib import Path;"
+        "from amdim_clients.images import Preprocess, decode_image;"
+        "decoded = decode_image(Path(sys.argv[1]).read_bytes(), Preprocess.for_image_size(64));"
+        "files = (getattr(m, '__file__', None) or '' for m in list(sys.modules.values()));"
+        "print(numpy.__version__, decoded.pixels.shape, sorted({f.split('site-packages/')[1]"
+        ".split('/')[0].split('.')[0] for f in files if 'site-packages/' in f}))"
+    )
+    done = subprocess.run(
+        [triton_python, "-c", program, picture], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1.26.4 (64, 64, 3) ['PIL', 'numpy']"
 
 
 def test_photos_give_the_vectors_of_their_pixels(triton, in_process, shared_dir):
