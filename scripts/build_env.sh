@@ -17,7 +17,7 @@ inputs=(pyproject.toml constraints.txt scripts/build_env.sh scripts/install_torc
 
 case $name in
 serve) extras=serve,cpu,client,search ;;
-dev) extras=serve,cpu,openvino,client,search,train,export,dev ;;
+dev) extras=serve,cpu,openvino,client,search,qdrant,faiss,train,export,dev ;;
 *)
     echo "build_env.sh: no environment is called $name; there are serve and dev" >&2
     exit 2
