@@ -34,7 +34,7 @@ export class Server {
   async describe() {
     const answer = await this.#send("/model");
     const model = answer.models[answer.default];
-    const windows = "max_windows" in answer.limits; // a server that knows them says how many
+    const windows = Object.values(answer.models).some((each) => each.spec?.outputs?.windows);
     this.model = { ...model, limits: answer.limits, windows };
     return this.model;
   }

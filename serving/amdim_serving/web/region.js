@@ -77,14 +77,24 @@ async function fetchWindows(server, collection, { signal, progress }) {
   const work = async () => {
     while (wanted.length) {
       const batch = wanted.splice(0, PICTURES);
-      const files = batch.map(({ file }) => file);
-      const answer = await server.embed(files, { signal, query: WINDOWS });
-      for (const { index, windows } of answer.data) if (windows) batch[index].windows = windows;
+      await fetchSome(server, batch, signal);
       progress((done += batch.length), total);
     }
   };
   if (total) progress(0, total);
   await Promise.all(Array.from({ length: REQUESTS }, work));
+}
+
+async function fetchSome(server, pictures, signal) {
+  const files = pictures.map(({ file }) => file);
+  try {
+    const answer = await server.embed(files, { signal, query: WINDOWS });
+    for (const { index, windows } of answer.data) if (windows) pictures[index].windows = windows;
+  } catch (error) {
+    if (error.code !== "too_many_windows") throw error;
+    if (pictures.length === 1) return; // a panorama: it takes no part
+    for (const picture of pictures) await fetchSome(server, [picture], signal);
+  }
 }
 
 /** The best window at any scale, and its box. */
