@@ -72,9 +72,14 @@ def build_artifact(
     whitening = None if recipe is None else recipe.whitening
     compute = _COMPUTE[precision]
     graph = ServingGraph(checkpoint.encoder, checkpoint.normalization, whitening, compute=compute)
-    opset = BF16_OPSET if compute is torch.bfloat16 else OPSET
+    opset = opset_for(precision)
     side = checkpoint.encoder.config.image_size
     return _export(graph, side, {0: "N"}, half=half, opset=opset)
+
+
+def opset_for(precision: str) -> int:
+    """Returns the opset of a graph that computes in `precision`."""
+    return BF16_OPSET if precision == "bf16" else OPSET
 
 
 def build_windows_artifact(

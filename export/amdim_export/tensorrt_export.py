@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amdim_clients.images import Preprocess
-from amdim_export.artifact import build_artifact
+from amdim_export.artifact import build_artifact, opset_for
 from amdim_export.canaries import draw_canaries
 from amdim_export.certificate import CANARY_TOLERANCES, Canaries, Certificate
 from amdim_export.certifying import PARITY_LIMIT, with_real_pictures
@@ -137,7 +137,11 @@ def certify_plan(
             drawn, {name: value[: len(drawn)] for name, value in expected.items()}, tolerance
         ),
         created=now(),
-        tools={**tool_versions(), "tensorrt": here.version},
+        tools={
+            **tool_versions(),
+            "opset": str(opset_for(options.precision)),
+            "tensorrt": here.version,
+        },
         machine={**machine(), "gpu": here.gpu, "sm": here.sm},
         recipe="" if recipe is None else recipe.description,
     )

@@ -58,6 +58,9 @@ def test_graph_is_fused_and_casts_first(plain):
     operators = [node.op_type for node in model.graph.node]
     assert operators[:2] == ["Cast", "Transpose"]
     assert not {"BatchNormalization", "Pad", "Dropout", "Div", "Sub"} & set(operators)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    joined = [name for node in model.graph.node if node.op_type == "Concat" for name in node.input]
+    assert joined and not constants & set(joined)  # no zeros joined to a shortcut
     batch, *rest = model.graph.input[0].type.tensor_type.shape.dim
     assert batch.dim_param == "N"
     assert [size.dim_value for size in rest] == [64, 64, 3]
