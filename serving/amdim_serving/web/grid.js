@@ -102,7 +102,9 @@ export class Grid {
       if (isScored) tile.append(el("span", { class: "score" }, score.toFixed(2)));
       return tile;
     });
+    const focused = this.node.contains(document.activeElement) ? document.activeElement : null;
     this.node.replaceChildren(...tiles);
+    focused?.focus({ preventScroll: true }); // moving it took the focus away
     if (tiles.length && !tiles.includes(this.#current)) this.#reach(tiles[0]);
   }
 

@@ -121,6 +121,7 @@ function choose(picture, { compare }) {
   grid.showRanked(ranked(scores).map((row) => ({ picture: ready[row], score: scores[row] })));
   grid.mark(picture);
   title("Alike", `by the cosine with ${picture.name}, most alike first`);
+  announce(`${count(ready.length, "picture")}, most like ${picture.name} first.`);
 }
 
 async function findRegion(picture, box) {

@@ -248,6 +248,7 @@ def test_everything_by_keys(filled):
     press("ArrowRight")
     press("Enter")
     assert page.locator("#inspector-title").text_content() == "03.jpg"
+    assert focused(page) == filled.tile("03.jpg").get_attribute("id")  # though the order changed
     filled.page.locator("#inspector .sheet").focus()
     press("Enter")
     assert drawn_box(page) == pytest.approx([0.3, 0.3, 0.7, 0.7])
