@@ -127,10 +127,12 @@ function choose(picture, { compare }) {
 async function findRegion(picture, box) {
   if (!box) return;
   searching?.abort();
-  searching = new AbortController();
-  const { signal } = searching;
-  const progress = (done, total) =>
-    status.progress({ done, total, text: `Looking into ${done} of ${count(total, "picture")}` }, () => searching.abort());
+  const search = (searching = new AbortController());
+  const { signal } = search;
+  const progress = (done, total) => {
+    const text = `Looking into ${done} of ${count(total, "picture")}`;
+    if (!signal.aborted) status.progress({ done, total, text }, () => search.abort());
+  };
   try {
     const found = await searchRegion(server, collection, picture, box, { signal, progress });
     if (signal.aborted || chosen !== picture) return;
@@ -139,11 +141,12 @@ async function findRegion(picture, box) {
     grid.mark(picture);
     const how = server.model.windows ? "the nearest window of each" : "the trained score of the nearest pictures";
     title("Holding this part", `by ${how}, best first; the frame shows where`);
-    status.endProgress(`${count(found.length, "picture")} searched for the box.`);
+    announce(`${count(found.length, "picture")} searched for the box, best first.`);
   } catch (error) {
     if (error.name !== "AbortError") status.say(error.message);
   } finally {
-    status.endProgress();
+    search.abort(); // what else is on its way for it
+    if (searching === search) status.endProgress();
   }
 }
 
