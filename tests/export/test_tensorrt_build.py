@@ -28,7 +28,7 @@ def graphs(encoder) -> dict[str, bytes]:
 
 
 def _graph(nodes, initializers, *, data_type=TensorProto.FLOAT) -> bytes:
-    shape = ["N", 64, 64, 3]
+    shape: list[str | int | None] = ["N", 64, 64, 3]
     graph = helper.make_graph(
         nodes,
         "g",
@@ -43,8 +43,8 @@ def _graph(nodes, initializers, *, data_type=TensorProto.FLOAT) -> bytes:
 def _quantized(zero_point: int, kind: type) -> bytes:
     """A picture through one pair of Quantize and Dequantize."""
     numbers = [
-        numpy_helper.from_array(np.float32(0.5), "scale"),
-        numpy_helper.from_array(kind(zero_point), "zero"),
+        numpy_helper.from_array(np.array(0.5, np.float32), "scale"),
+        numpy_helper.from_array(np.array(zero_point, kind), "zero"),
     ]
     nodes = [
         helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"]),
