@@ -1,52 +1,40 @@
 """The gateway against what its parts can do: decode alone, engine alone, then both over HTTP.
 
-    python benchmarks/gateway.py [--repository DIR] [--photos ZIP_OR_DIR] [--seconds 10]
+    python benchmarks/gateway.py [--repository DIR] [--photos ZIP_OR_DIR] [--seconds 5]
 
 One run on one machine prints one table and writes benchmarks/results/gateway.json. The bound is
-what decoding and the engine could do together on these cores if nothing else cost anything. The
-gateway's own CPU is measured on `hollow.py`: the same server, nothing decoded, nothing encoded.
+what decoding and the engine could do together on these cores if nothing else cost anything; both
+are measured before and after the gateway, since a shared machine's speed drifts. The gateway's own
+CPU is measured on `hollow.py`: the same server, nothing decoded, nothing encoded.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
-import time
-import zipfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from load import LoadResult, run_load
-from PIL import Image
+from bound import CORES, Rate, bound_of, decode_alone, decode_and_engine_ms, engine_alone
+from load import PHOTOS, Arrivals, LoadResult, Server, collect_photos, run_arrivals, run_load
 from rich.console import Console
 from rich.table import Table
 
-from amdim_clients.images import decode_image
-from amdim_serving.engines import Engine
-from amdim_serving.opening import open_model
-from amdim_serving.settings import find_repository
+from amdim_serving.choosing import list_candidates, open_engine
+from amdim_serving.opening import OpenModel
+from amdim_serving.settings import Settings, load_settings
 
 HERE = Path(__file__).resolve().parent
-CORES = len(os.sched_getaffinity(0))
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Images a second on every core, and CPU seconds an image."""
-
-    images_per_s: float
-    cpu_s: float
+# Of the overload run: a queue that fills within it.
+_SMALL_QUEUE = ("--max-images", "64", "--queue-images", "256")
 
 
 def main() -> None:
@@ -54,11 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repository", type=Path, default=None)
     parser.add_argument("--model", default="amdim")
+    parser.add_argument("--photos", type=Path, default=PHOTOS)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument(
-        "--photos", type=Path, default=HERE.parents[1] / "shared" / "data" / "photos.zip"
+        "--only", default="", help="engine/precision, such as openvino/int8; else all there are"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--serve", default="", help="further flags of amdim serve")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gateway.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -71,44 +61,119 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, photos: Sequence[Path]) -> dict[str, Any]:
     """Returns every number of the run."""
-    repository = find_repository(args.repository)
+    settings = load_settings(model_repository=args.repository, model=args.model)
     bodies = [photo.read_bytes() for photo in photos]
-    opened = open_model(repository, args.model)
-    engine = opened.engine
-    decode = decode_alone(engine, bodies, args.seconds)
-    alone = engine_alone(engine, args.seconds)
-    one_ms = decode_and_engine_ms(engine, bodies, args.seconds)
-    described = {**asdict(engine.info), "model": engine.spec.name, "version": engine.spec.version}
-    engine.close()
-    bound = 1 / (1 / decode.images_per_s + 1 / alone.images_per_s)
-    runs = []
-    hollow_command = [sys.executable, str(HERE / "hollow.py"), str(repository), args.model]
-    with Server(hollow_command) as server:
-        run_load(server.port, photos, clients=32, seconds=1)  # warm up
-        cpu = server.cpu_s()
-        load = run_load(server.port, photos, clients=32, seconds=args.seconds)
-        own_cpu_ms = 1e3 * (server.cpu_s() - cpu) / load.requests
-    serve_command = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0"]
-    serve_command += ["--repository", str(repository), "--model", args.model, "--drain-delay", "0"]
-    with Server(serve_command) as server:
+    engines = []
+    for candidate in list_candidates(settings):
+        name = f"{candidate.engine}/{candidate.precision}"
+        if args.only in ("", name):
+            named = settings.model_copy(
+                update={"engine": candidate.engine, "precision": candidate.precision}
+            )
+            engines.append(measure_engine(args, named, photos, bodies))
+    fastest = max(engines, key=lambda one: one["peak_images_per_s"])
+    return {
+        "machine": {"cpu": cpu_name(), "cores": CORES, "load_before": os.getloadavg()[0]},
+        "photos": {"count": len(photos), "mean_bytes": round(np.mean([len(b) for b in bodies]))},
+        "gateway_own_cpu_ms": own_cpu_ms(settings, photos, args.seconds),
+        "engines": engines,
+        **arrive(args, settings, photos, fastest),
+    }
+
+
+def measure_engine(
+    args: argparse.Namespace, settings: Settings, photos: Sequence[Path], bodies: Sequence[bytes]
+) -> dict[str, Any]:
+    """Measures one engine at one precision: its parts, the gateway, its parts again."""
+    parts = [measure_parts(settings, bodies, args.seconds / 2)]
+    loads: list[tuple[LoadResult, float]] = []
+    with Server(command(settings, *args.serve.split())) as server:
         run_load(server.port, photos, clients=8, seconds=2)  # warm up
         for clients in args.clients:
             cpu = server.cpu_s()
             load = run_load(server.port, photos, clients=clients, seconds=args.seconds)
-            cpu = server.cpu_s() - cpu
-            runs.append(describe_run(clients, load, cpu, bound))
-    overhead = next((r["p50_ms"] - one_ms for r in runs if r["clients"] == 1), None)
+            loads.append((load, server.cpu_s() - cpu))
+    parts.append(measure_parts(settings, bodies, args.seconds / 2))
+    mean = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+    runs = [
+        describe_run(clients, load, cpu_s, mean["bound_images_per_s"])
+        for clients, (load, cpu_s) in zip(args.clients, loads, strict=True)
+    ]
+    alone = next((run["p50_ms"] for run in runs if run["clients"] == 1), None)
+    one_ms = mean["decode_and_engine_one_image_p50_ms"]
     return {
-        "machine": {"cpu": cpu_name(), "cores": CORES, "load_before": os.getloadavg()[0]},
-        "photos": {"count": len(photos), "mean_bytes": round(np.mean([len(b) for b in bodies]))},
-        "engine": described,
-        "decode_alone": asdict(decode),
-        "engine_alone_batch_16": asdict(alone),
-        "bound_images_per_s": bound,
-        "decode_and_engine_one_image_p50_ms": one_ms,
-        "overhead_one_client_p50_ms": overhead,
-        "gateway_own_cpu_ms": own_cpu_ms,
+        "engine": settings.engine,
+        "precision": settings.precision,
+        "start_to_ready_s": server.ready_s,
+        **mean,
+        "overhead_one_client_p50_ms": None if alone is None else alone - one_ms,
+        "peak_images_per_s": max(run["images_per_s"] for run in runs),
         "runs": runs,
+    }
+
+
+def measure_parts(settings: Settings, bodies: Sequence[bytes], seconds: float) -> dict[str, float]:
+    """Measures decoding and the engine alone; of the two ways the engine is called the better."""
+    opened: OpenModel = open_engine(settings)
+    engines = [opened.engine] if opened.beside is None else [opened.engine, opened.beside]
+    decode = decode_alone(opened.engine.spec.preprocess, bodies, seconds)
+    rates = [engine_alone(engine, seconds) for engine in engines]
+    one_ms = decode_and_engine_ms(opened.engine, bodies, seconds)
+    for engine in engines:
+        engine.close()
+    best: Rate = max(rates, key=lambda rate: rate.images_per_s)
+    return {
+        "decode_images_per_s": decode.images_per_s,
+        "decode_cpu_ms": 1e3 * decode.cpu_s,
+        "engine_images_per_s": best.images_per_s,
+        "engine_cpu_ms": 1e3 * best.cpu_s,
+        "bound_images_per_s": bound_of(decode, best),
+        "decode_and_engine_one_image_p50_ms": one_ms,
+    }
+
+
+def own_cpu_ms(settings: Settings, photos: Sequence[Path], seconds: float) -> float:
+    """CPU milliseconds an image of a gateway in which decoding and encoding cost nothing."""
+    hollow = [sys.executable, str(HERE / "hollow.py"), str(settings.repository()), settings.model]
+    with Server(hollow) as server:
+        run_load(server.port, photos, clients=32, seconds=1)  # warm up
+        cpu = server.cpu_s()
+        load = run_load(server.port, photos, clients=32, seconds=seconds)
+        return 1e3 * (server.cpu_s() - cpu) / load.requests
+
+
+def arrive(
+    args: argparse.Namespace, settings: Settings, photos: Sequence[Path], engine: dict[str, Any]
+) -> dict[str, Any]:
+    """Runs the fastest engine under arrivals that do not wait: at half its peak, then at twice."""
+    named = settings.model_copy(
+        update={"engine": engine["engine"], "precision": engine["precision"]}
+    )
+    peak = engine["peak_images_per_s"]
+    with Server(command(named, *args.serve.split(), *_SMALL_QUEUE)) as server:
+        run_load(server.port, photos, clients=8, seconds=2)  # warm up
+        closed = run_load(server.port, photos, clients=32, seconds=args.seconds)
+        peak = (closed.requests - closed.errors) / closed.seconds
+        half = run_arrivals(server.port, photos, rate=peak / 2, seconds=args.seconds)
+        twice = run_arrivals(server.port, photos, rate=peak * 2, seconds=args.seconds)
+    spare = 1 - closed.cpu_s / (closed.seconds * CORES)
+    return {
+        "arrivals_engine": f"{named.engine} {named.precision}",
+        "arrivals_peak_images_per_s": peak,
+        "open_loop_at_half": describe_arrivals(half, peak / spare),
+        "overload_at_twice": describe_arrivals(twice, peak / spare),
+    }
+
+
+def describe_arrivals(seen: Arrivals, peak: float) -> dict[str, Any]:
+    """Returns one open-loop run; `peak` has its generator's CPU taken off, and so has this."""
+    spare = 1 - seen.cpu_s / (seen.seconds * CORES)
+    goodput = seen.good / seen.seconds
+    return {
+        **asdict(seen),
+        "goodput_images_per_s": goodput,
+        "goodput_of_peak": goodput / spare / peak,
+        "generator_cpu_share": 1 - spare,
     }
 
 
@@ -127,96 +192,12 @@ def describe_run(clients: int, load: LoadResult, cpu_s: float, bound: float) -> 
     }
 
 
-def rate_of(work: Callable[[], int], seconds: float) -> Rate:
-    """Calls `work`, which returns how many images it did, for so long."""
-    work()
-    images = 0
-    wall, cpu = time.perf_counter(), time.process_time()
-    while time.perf_counter() - wall < seconds:
-        images += work()
-    return Rate(images / (time.perf_counter() - wall), (time.process_time() - cpu) / max(1, images))
-
-
-def decode_alone(engine: Engine, bodies: Sequence[bytes], seconds: float) -> Rate:
-    """Decodes on as many threads as cores."""
-    preprocess = engine.spec.preprocess
-    with ThreadPoolExecutor(CORES) as pool:
-
-        def work() -> int:
-            return len(list(pool.map(lambda body: decode_image(body, preprocess), bodies)))
-
-        return rate_of(work, seconds)
-
-
-def engine_alone(engine: Engine, seconds: float) -> Rate:
-    """Encodes full batches, one at a time, on every core."""
-    spec = engine.spec
-    batch = min(16, spec.max_batch_size)
-    shape = (batch, spec.image_size, spec.image_size, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-    def work() -> int:
-        engine.encode(images, (spec.default_output,))
-        return batch
-
-    return rate_of(work, seconds)
-
-
-def decode_and_engine_ms(engine: Engine, bodies: Sequence[bytes], seconds: float) -> float:
-    """Median milliseconds of one photo through both, one after the other, nothing around them."""
-    spec = engine.spec
-    spent: list[float] = []
-    end = time.perf_counter() + seconds
-    for body in itertools.cycle(bodies):
-        started = time.perf_counter()
-        pixels = decode_image(body, spec.preprocess).pixels
-        engine.encode(pixels[None], (spec.default_output,))
-        spent.append(1e3 * (time.perf_counter() - started))
-        if time.perf_counter() > end:
-            return float(np.median(spent))
-    raise ValueError("there are no photos")
-
-
-class Server:
-    """A server process that says on stderr which port it listens on."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            if found := re.search(r"ready on http://[^:]+:(\d+)", line):
-                self.port = int(found[1])
-                return
-        raise RuntimeError("the gateway did not start")
-
-    def cpu_s(self) -> float:
-        """CPU seconds of the server so far."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(60)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
-
-
-def collect_photos(source: Path, folder: Path) -> list[Path]:
-    """Returns JPEG files: of a folder, of a zip, or drawn when there is neither."""
-    if source.is_dir():
-        return sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
-    if source.is_file():
-        with zipfile.ZipFile(source) as archive:
-            names = [n for n in archive.namelist() if n.lower().endswith((".jpg", ".jpeg"))]
-            return [Path(archive.extract(name, folder)) for name in sorted(names)]
-    rng = np.random.default_rng(0)
-    for number in range(32):
-        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
-    return sorted(folder.glob("*.jpg"))
+def command(settings: Settings, *flags: str) -> list[str]:
+    """Returns the line that serves an engine outright, on a free port."""
+    serve = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0"]
+    serve += ["--repository", str(settings.repository()), "--model", settings.model]
+    serve += ["--engine", settings.engine, "--precision", settings.precision]
+    return [*serve, "--drain-delay", "0", *flags]
 
 
 def cpu_name() -> str:
@@ -227,22 +208,25 @@ def cpu_name() -> str:
 
 def show(report: dict[str, Any]) -> None:
     """Prints the run as a table."""
-    console = Console(width=120)
-    console.print({key: value for key, value in report.items() if key != "runs"})
+    console = Console(width=130)
     columns = {
         "clients": "clients",
         "img/s": "images_per_s",
-        "img/s, generator off": "corrected_images_per_s",
+        "generator off": "corrected_images_per_s",
         "of bound": "ratio_to_bound",
         "p50 ms": "p50_ms",
         "p99 ms": "p99_ms",
         "server CPU ms/img": "server_cpu_ms",
         "errors": "errors",
     }
-    table = Table(*columns, title="gateway, raw JPEG bodies")
-    for run in report["runs"]:
-        values = [run[name] for name in columns.values()]
-        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values))
+    table = Table("engine", *columns, title="gateway, raw JPEG bodies")
+    for engine in report["engines"]:
+        name = f"{engine['engine']} {engine['precision']}"
+        console.print(name, {k: v for k, v in engine.items() if k != "runs"})
+        for run in engine["runs"]:
+            values = [run[column] for column in columns.values()]
+            table.add_row(name, *(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values))
+    console.print({key: value for key, value in report.items() if key != "engines"})
     console.print(table)
 
 

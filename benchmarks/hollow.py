@@ -49,7 +49,8 @@ class HollowEngine:
 
 def open_hollow(settings: Settings) -> Gateway:
     """Returns a gateway around a hollow engine with a real model's spec."""
-    opened = open_model(settings.repository(), settings.model)
+    opened = open_model(settings.repository(), settings.model, beside=True)
+    beside = None if opened.beside is None else HollowEngine(opened.beside)
     side = opened.engine.spec.image_size
     pixels = np.zeros((side, side, 3), np.uint8)
 
@@ -58,7 +59,9 @@ def open_hollow(settings: Settings) -> Gateway:
     ) -> DecodedImage:
         return DecodedImage(pixels, 500, 375)
 
-    service = EmbedService(HollowEngine(opened.engine), limits=settings.limits, decode=decode)
+    service = EmbedService(
+        HollowEngine(opened.engine), beside=beside, limits=settings.limits, decode=decode
+    )
     return Gateway(settings, service, opened.certificate, opened.config)
 
 

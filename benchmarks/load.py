@@ -1,13 +1,16 @@
-"""Load on a gateway from a process of its own: wrk where it is installed, else a small client.
+"""Load on a server from a process of its own, closed loop or open, and the server's process.
 
-Knows HTTP and photos; not what is measured with them.
+Closed loop: wrk where it is installed, else a small client. Open loop: `arrivals.c`, compiled on
+the spot. Knows HTTP and photos; not what is measured with them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import statistics
@@ -15,11 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SCRIPT = Path(__file__).with_name("photos.lua")
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+PHOTOS = HERE.parents[1] / "shared" / "data" / "photos.zip"
+_SCRIPT = HERE / "photos.lua"
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,121 @@ def run_load(port: int, photos: Sequence[Path], *, clients: int, seconds: float)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     seen = json.loads(ran.stdout.strip().splitlines()[-1])
     return LoadResult("wrk" if wrk else "asyncio", cpu_s=cpu_s, **seen)
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """What came of requests that left at a constant rate; latencies from when each was due."""
+
+    sent: int
+    good: int
+    refused: int
+    refused_without_retry_after: int
+    failed: int
+    unanswered: int
+    seconds: float
+    connections: int
+    p50_ms: float
+    p99_ms: float
+    late_p99_ms: float
+    """How late the generator itself was."""
+    rate: float
+    cpu_s: float
+
+
+def run_arrivals(port: int, photos: Sequence[Path], *, rate: float, seconds: float) -> Arrivals:
+    """Sends `rate` raw photos a second for `seconds`, whatever becomes of them.
+
+    Raises:
+        FileNotFoundError: There is no C compiler.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        program, names = Path(folder) / "arrivals", Path(folder) / "photos.txt"
+        source = str(HERE / "arrivals.c")
+        subprocess.run(["cc", "-O2", "-D_GNU_SOURCE", source, "-o", str(program)], check=True)
+        names.write_text("\n".join(str(photo) for photo in photos))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ran = subprocess.run(
+            [str(program), str(port), str(rate), str(seconds), str(names)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Arrivals(**json.loads(ran.stdout), rate=rate, cpu_s=cpu_s)
+
+
+class Server:
+    """A server process that says on stderr which port it listens on.
+
+    Args:
+        command: Its line, the port left to it.
+        env: Over the environment.
+
+    Attributes:
+        port: Where it listens.
+        ready_s: Seconds from its start to its word.
+    """
+
+    def __init__(self, command: Sequence[str], *, env: dict[str, str] | None = None) -> None:
+        started = time.perf_counter()
+        self._process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+        )
+        assert self._process.stderr is not None
+        said: list[str] = []
+        for line in self._process.stderr:
+            said.append(line)
+            if found := re.search(r"ready on http://[^:]+:(\d+)", line):
+                self.port = int(found[1])
+                self.ready_s = time.perf_counter() - started
+                return
+        raise RuntimeError("the server did not start: " + "".join(said[-5:]))
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far of the server and of the processes it started."""
+        return sum(_cpu_s(pid) for pid in [self._process.pid, *_children(self._process.pid)])
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(60)
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _children(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield int(child)
+                yield from _children(int(child))
+
+
+def collect_photos(source: Path, folder: Path) -> list[Path]:
+    """Returns JPEG files: of a folder, of a zip, or drawn when there is neither."""
+    if source.is_dir():
+        return sorted(p for p in source.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    if source.is_file():
+        with zipfile.ZipFile(source) as archive:
+            names = [n for n in archive.namelist() if n.lower().endswith((".jpg", ".jpeg"))]
+            return [Path(archive.extract(name, folder)) for name in sorted(names)]
+    rng = np.random.default_rng(0)
+    for number in range(32):
+        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+    return sorted(folder.glob("*.jpg"))
 
 
 async def _client(port: int, bodies: list[bytes], first: int, end: float) -> list[float]:
