@@ -24,7 +24,7 @@ COMMAND_GROUP = "amdim.commands"
 _SHOWN_FIRST = ("serve", "embed", "index", "search", "train", "evaluate", "export")
 
 # Distributions whose import package has another name than their own.
-_IMPORT_NAMES = {"grpcio": "grpc", "protobuf": "google", "pillow": "PIL"}
+_IMPORT_NAMES = {"faiss-cpu": "faiss", "grpcio": "grpc", "protobuf": "google", "pillow": "PIL"}
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 

@@ -260,7 +260,7 @@ class LanceIndex:
             if len(kept) >= count or len(rows) < wanted or wanted >= total:
                 break
             wanted *= 4
-        rows = rows.take(kept[:count])
+        rows = rows.take(pa.array(kept[:count], pa.int64()))
         return WindowNeighbors(
             keys=tuple(rows["path"].to_pylist()),
             scores=_scores(rows),

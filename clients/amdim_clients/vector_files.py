@@ -20,7 +20,9 @@ from amdim_clients.errors import SourceError
 from amdim_clients.pipeline import Outcome
 from amdim_clients.space import VectorOrigin
 
-SUFFIXES = (".parquet", ".npy", ".safetensors")
+SUFFIXES = (".parquet", ".npy", ".safetensors", ".faiss")
+_ONE_OUTPUT = (".npy", ".faiss")
+_FAISS_ROWS = 65_536  # added at a time
 
 
 class VectorWriter(Protocol):
@@ -34,15 +36,20 @@ class VectorWriter(Protocol):
 def open_vector_file(target: Path, origin: VectorOrigin) -> Iterator[VectorWriter]:
     """A writer of `target`, which appears when the block ends well.
 
-    `.parquet` has columns path, content_hash and one per output. `.npy` holds one output and
-    `.safetensors` any; beside these, `<target>.json` says path and content hash of every row.
+    `.parquet` has columns path, content_hash and one per output. `.npy` holds one output,
+    `.safetensors` any, and `.faiss` an index of one; beside these, `<target>.json` says path and
+    content hash of every row.
 
     Raises:
         SourceError: The suffix is not known, or the file cannot be written.
     """
     check_suffix(target)
-    if target.suffix == ".npy" and len(origin.outputs) != 1:
-        raise SourceError("a .npy file holds one output; use .parquet or .safetensors for several")
+    if target.suffix in _ONE_OUTPUT and len(origin.outputs) != 1:
+        raise SourceError(
+            f"a {target.suffix} file holds one output; use .parquet or .safetensors for several"
+        )
+    if target.suffix == ".faiss" and any(len(shape) != 1 for shape in origin.outputs.values()):
+        raise SourceError("a .faiss file holds one vector a picture, not a grid of them")
     with written_aside(target) as aside, ExitStack() as stack:
         if target.suffix == ".parquet":
             yield stack.enter_context(_ParquetWriter(aside, origin))
@@ -118,6 +125,9 @@ class _RawWriter:
                 spool.write(np.ascontiguousarray(outcome.arrays[name], "<f4").tobytes())
 
     def finish(self, suffix: str) -> None:
+        if suffix == ".faiss":
+            self._write_faiss()
+            return
         with self._path.open("wb") as file:
             if suffix == ".npy":
                 (shape,) = self._origin.outputs.values()
@@ -128,6 +138,18 @@ class _RawWriter:
             for spool in self._spools.values():
                 spool.seek(0)
                 shutil.copyfileobj(spool, file, 1 << 20)
+
+    def _write_faiss(self) -> None:
+        """An exact index: inner products of unit vectors, else distances; row n is id n."""
+        import faiss
+
+        ((name, (dim,)),) = self._origin.outputs.items()
+        index = faiss.IndexFlatIP(dim) if self._origin.normalized else faiss.IndexFlatL2(dim)
+        spool = self._spools[name]
+        spool.seek(0)
+        while data := spool.read(4 * dim * _FAISS_ROWS):
+            index.add(np.frombuffer(data, "<f4").reshape(-1, dim))
+        faiss.write_index(index, str(self._path))
 
     def __enter__(self) -> _RawWriter:
         for name in self._origin.outputs:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import functools
 import io
 import json
@@ -24,6 +25,9 @@ from amdim_clients.contract import ModelSpec, read_model_spec
 from amdim_clients.embedders import LocalEmbedder
 from amdim_clients.errors import ImageError
 from amdim_clients.images import Preprocess, decode_image
+from amdim_clients.window_embedders import LocalWindowEmbedder
+from amdim_clients.window_rows import WindowPlan
+from amdim_clients.windows import decode_windows
 
 SIDE, D, E = 64, 8, 6
 
@@ -155,6 +159,7 @@ class FakeGateway:
         self.answers: list[httpx.Response | Exception] = []
         self.requests: list[dict[str, Any]] = []
         self.max_images = 1000
+        self.max_windows = 2048
         self.encoder_digest = digest("a")
         self.running = self.most_running = 0
 
@@ -190,6 +195,9 @@ class FakeGateway:
                 failure = {"code": error.code, "message": error.message}
                 data.append({"index": index, "error": failure})
                 continue
+            if "windows" in body.get("outputs", []):
+                data.append(self.windows(index, base64.b64decode(image["data"]), body["scales"]))
+                continue
             vectors = toy_encode(decoded.pixels[None], body.get("outputs", ["embedding"]))
             if body["normalize"]:
                 vectors = {
@@ -207,6 +215,29 @@ class FakeGateway:
             "data": data,
             "usage": {"images": len(data), "pixels": 0},
         }
+
+    def windows(self, index: int, data: bytes, scales: list[float]) -> dict[str, Any]:
+        parts = []
+        limit = {"max_windows": self.max_windows}
+        try:
+            grids = decode_windows(data, Preprocess.for_image_size(64), scales, **limit)
+        except ImageError as error:
+            return {"index": index, "error": {"code": error.code, "message": error.message}}
+        for grid, pixels in grids:
+            crops = np.lib.stride_tricks.sliding_window_view(pixels, (SIDE, SIDE), axis=(0, 1))
+            crops = crops[::8, ::8].transpose(0, 1, 3, 4, 2)
+            flat = np.ascontiguousarray(crops).reshape(-1, SIDE, SIDE, 3)
+            vectors = toy_encode(flat, ["embedding"])["embedding"].reshape(*crops.shape[:2], E)
+            vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+            parts.append(
+                {
+                    "scale": grid.scale,
+                    "first_box": grid.first_box,
+                    "step": grid.step,
+                    **encoded(vectors.astype(np.float16)),
+                }
+            )
+        return {"index": index, "windows": parts}
 
 
 def wire_error(status: int, code: str, **headers: str) -> httpx.Response:
@@ -353,3 +384,33 @@ def run_amdim(capsys):
         return left.value.code or 0, printed.out, printed.err
 
     return run
+
+
+class ToyWindows:
+    """A local model of windows: the toy encoder on every window, one after the other."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = dataclasses.replace(
+            spec, name="amdim_windows", outputs={"windows": (-1, -1, E)}, window_stride=8
+        )
+        self.pictures = 0
+
+    def encode(self, pixels):
+        self.pictures += len(pixels)
+        crops = np.lib.stride_tricks.sliding_window_view(pixels, (SIDE, SIDE), axis=(1, 2))
+        crops = crops[:, ::8, ::8].transpose(0, 1, 2, 4, 5, 3)  # (N, h, w, S, S, 3)
+        flat = np.ascontiguousarray(crops).reshape(-1, SIDE, SIDE, 3)
+        return toy_encode(flat, ["embedding"])["embedding"].reshape(*crops.shape[:3], E)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def toy_windows(toy_encoder):
+    return ToyWindows(toy_encoder.spec)
+
+
+@pytest.fixture
+def window_embedder(toy_windows):
+    return LocalWindowEmbedder(toy_windows, WindowPlan((1.0, 1.5, 2.0), 2))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -68,17 +69,30 @@ def test_npy_holds_one_output(tmp_path, photo_folder, expected, toy_embedder):
     assert json.loads((tmp_path / "v.npy.json").read_text())["amdim.version"] == "1"
 
 
+def test_faiss_index_finds_each_row_by_its_number(tmp_path, photo_folder, expected, toy_embedder):
+    _, _, arrays = expected
+    embed_to_file([photo_folder], toy_embedder, tmp_path / "v.faiss")
+    index = faiss.read_index(str(tmp_path / "v.faiss"))
+    scores, rows = index.search(arrays["embedding"], 1)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(20))
+    np.testing.assert_allclose(scores, 1, atol=1e-5)
+    assert len(json.loads((tmp_path / "v.faiss.json").read_text())["rows"]) == 20
+    assert leftovers(tmp_path) == []
+
+
 def test_what_cannot_be_written_is_refused(tmp_path, photo_folder, expected):
     embedder = expected[0]
     with pytest.raises(SourceError, match="one output"):
         embed_to_file([photo_folder], embedder, tmp_path / "v.npy")
+    with pytest.raises(SourceError, match="one output"):
+        embed_to_file([photo_folder], embedder, tmp_path / "v.faiss")
     with pytest.raises(SourceError, match="must end in"):
         embed_to_file([photo_folder], embedder, tmp_path / "v.csv")
     with pytest.raises(SourceError, match="does not exist"):
         embed_to_file([photo_folder], embedder, tmp_path / "none" / "v.parquet")
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".safetensors", ".npy"])
+@pytest.mark.parametrize("suffix", [".parquet", ".safetensors", ".npy", ".faiss"])
 def test_interrupted_run_leaves_the_old_file(tmp_path, photo_folder, toy_embedder, suffix):
     target = tmp_path / f"v{suffix}"
     target.write_bytes(b"old")

@@ -14,7 +14,7 @@ def embed(
         typer.Argument(help="Pictures, folders, patterns or packs (.parquet, .tar, .zip)."),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Ends in .parquet, .npy or .safetensors.")
+        Path, typer.Option("-o", "--out", help="Ends in .parquet, .npy, .safetensors or .faiss.")
     ],
     outputs: Annotated[
         str | None, typer.Option(help="Outputs, with commas between; default the model's own.")
