@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from onnx import TensorProto, helper
-from onnxscript import opset20 as op
+from onnxscript import opset20
 
 # Registers the operators that are translated here.
 from amdim_export import quantizers as quantizers
+
+op: Any = opset20  # its types are those of a script, not of what an exporter passes
 
 
 def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:

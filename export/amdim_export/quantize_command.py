@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from amdim_export.quantize import Target
 
 
 def quantize(
@@ -71,7 +74,7 @@ def quantize(
         name=name,
         calibrate_on=tuple(calibrate_on),
         parity_on=tuple(parity_on),
-        target=target,
+        target=cast("Target", target),
         tuning=FineTuning(steps, batch_size, learning_rate, seed),
         keep_float=frozenset(keep_float or ()),
         max_batch_size=max_batch_size,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amdim_export.errors import GraphError
 from amdim_export.fusion import FusedHead, FusedStem, FusedUnit
 from amdim_export.graph import ServingGraph
 from amdim_export.quantizers import ActivationQuantizer, QuantizedConv
@@ -107,8 +108,13 @@ class QuantizedHead(nn.Module):
 
 
 def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
-    """Returns a copy of a serving graph with quantizers that have yet to see their ranges."""
+    """Returns a copy of a serving graph with quantizers that have yet to see their ranges.
+
+    Raises:
+        GraphError: The scheme names a part that the graph does not have.
+    """
     graph = copy.deepcopy(graph)
+    _require_known(graph, scheme.keep_float)
     trunk, kept = graph.trunk, scheme.keep_float
     count = len(trunk.layers)
     for index, layer in enumerate(trunk.layers):
@@ -119,10 +125,9 @@ def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
             trunk.layers[index] = QuantizedUnit(
                 layer, scheme, keep_float=str(index) in kept, last=index == count - 1
             )
-    if "head5" not in kept:
-        trunk.head5 = QuantizedHead(trunk.head5, scheme)
-    if "head7" not in kept:
-        trunk.head7 = QuantizedHead(trunk.head7, scheme)
+    for name, head in (("head5", trunk.head5), ("head7", trunk.head7)):
+        if name not in kept:
+            trunk.add_module(name, QuantizedHead(head, scheme))
     return graph
 
 
@@ -157,9 +162,9 @@ def shift_sums(graph: ServingGraph, pixels: Tensor, *, batch_size: int = 64) -> 
         _add_to_bias(after.conv1, _response(after.conv1, low))
         scale = after.shortcut_scale
         _add_to_bias(after.carried, low if scale is None else low * scale.flatten())
-    layers = list(trunk.layers)
+    layers, number = list(trunk.layers), {id(unit): n for n, unit in enumerate(units)}
     for tap, head in ((trunk.tap5, trunk.head5), (trunk.tap7, trunk.head7)):
-        low = lows[units.index(layers[tap - 1])]
+        low = lows[number[id(layers[tap - 1])]]
         for conv in (head.conv1, head.shortcut):
             _add_to_bias(conv, _response(conv, low))
 
@@ -170,6 +175,13 @@ def freeze(graph: nn.Module) -> None:
         if isinstance(module, QuantizedConv | ActivationQuantizer):
             module.freeze()
     graph.requires_grad_(False)
+
+
+def _require_known(graph: ServingGraph, names: frozenset[str]) -> None:
+    layers = enumerate(graph.trunk.layers)
+    known = ["head5", "head7", *(str(n) for n, one in layers if isinstance(one, FusedUnit))]
+    if unknown := sorted(names.difference(known)):
+        raise GraphError(f"no part is called {unknown[0]}; there are {', '.join(known)}")
 
 
 def _lowest(

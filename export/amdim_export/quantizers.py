@@ -54,6 +54,8 @@ class ActivationQuantizer(nn.Module):
         step: The size of one level for good, once it computes exactly what the file does.
     """
 
+    zero: Tensor
+
     def __init__(self, *, unsigned: bool) -> None:
         super().__init__()
         self.unsigned = unsigned
@@ -101,6 +103,7 @@ class ActivationQuantizer(nn.Module):
 class QuantizedConv(nn.Module):
     """A convolution whose weights are on 255 levels of their own for each output channel."""
 
+    zero: Tensor
     weight_int8: Tensor
     weight_scale: Tensor
 
@@ -150,7 +153,8 @@ class QuantizedConv(nn.Module):
             weight = torch.ops.amdim.restore_weight(self.weight_int8, self.weight_scale)
         else:
             weight = self._rounded()
-        return self.conv._conv_forward(x, weight, self.conv.bias)
+        out: Tensor = self.conv._conv_forward(x, weight, self.conv.bias)
+        return out
 
     def _rounded(self) -> Tensor:
         weight = self.conv.weight
