@@ -111,7 +111,7 @@ def test_a_run_over_two_processes_trains_saves_and_goes_on(tmp_path: Path, write
     config.write_text(
         f"[encoder]\nimage_size = 32\nwidth = 4\nembed_dim = 16\n[data]\n"
         f"train = [{json.dumps(str(pack))}]\n[optim]\nbatch_size = 8\nsteps = 4\n[run]\n"
-        f'out = "{out}"\nprecision = "fp32"\nlog_every = 1\n'
+        f'out = "{out}"\nlog_every = 1\ncache = "{tmp_path / "cache"}"\n'
     )
     for _ in range(2):  # the second call finds the run finished
         done = torchrun("-m", "amdim_clients.cli", "train", str(config))
@@ -120,3 +120,4 @@ def test_a_run_over_two_processes_trains_saves_and_goes_on(tmp_path: Path, write
     lines = (out / "log.jsonl").read_text().splitlines()
     steps = [record for record in map(json.loads, lines) if record["event"] == "step"]
     assert [record["step"] for record in steps] == [1, 2, 3, 4]  # one process writes
+    assert len(list((tmp_path / "cache").iterdir())) == 1

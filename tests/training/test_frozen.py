@@ -1,6 +1,8 @@
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from amdim_training.checkpoint import save_checkpoint
-from amdim_training.config import EncoderConfig
+from amdim_training.config import EncoderConfig, ViewsName
 from amdim_training.data import ImageSet
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import ConfigError, DataError
@@ -114,7 +116,9 @@ def test_an_exported_model_gets_views_as_pixels(encoder) -> None:
     class Exported:
         """Pixels in, vectors out, as a model file answers."""
 
-        image_size, facts, pipeline, source_size = 32, {}, "cifar", 32
+        image_size, source_size = 32, 32
+        facts: Mapping[str, Any] = {}
+        pipeline: ViewsName = "cifar"
 
         def encode(self, pixels) -> Vectors:
             return torch_encoder.encode(pixels)

@@ -28,7 +28,7 @@ def test_the_faster_precision_is_taken(fp32, bf16, chosen) -> None:
 @pytest.mark.parametrize("fast", ["channels_last", "contiguous"])
 def test_the_faster_memory_format_is_taken(fast: str, caplog) -> None:
     caplog.set_level(logging.INFO)
-    seconds = {"channels_last": 0.03, "contiguous": 0.03} | {fast: 0.0}
+    seconds: dict[object, float] = {"channels_last": 0.03, "contiguous": 0.03, fast: 0.0}
     assert choose_memory_format("auto", sleeping(seconds, [])) == fast
     assert f"memory_format auto: a step takes 0.0{'3' if fast != 'contiguous' else '0'}" in (
         caplog.text

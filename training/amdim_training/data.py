@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +75,7 @@ def load_images(
     splits: Sequence[str] = ("train",),
     progress: Callable[[int], None] | None = None,
     cache: Path | None = None,
+    wait: bool = False,
 ) -> ImageSet:
     """Decodes every picture of packs, folders and named data sets into one array.
 
@@ -85,6 +87,7 @@ def load_images(
         progress: Called with the number of pictures decoded so far.
         cache: A folder for decoded pictures: what is there is mapped, what is not is decoded
             into it, with no more than a few hundred pictures in memory.
+        wait: Whether another process decodes into the cache, and this one waits for it.
 
     Raises:
         DataError: A source is missing or unreadable, no picture could be decoded, or the cache
@@ -93,6 +96,8 @@ def load_images(
     rows = _decoded(sources, preprocess, splits, progress)
     if cache is not None:
         folder = cache / cache_key(sources, preprocess, splits)
+        while wait and not folder.exists():
+            time.sleep(1.0)
         if not folder.exists():
             _log.info("decoding once into %s", folder)
             write_cache(folder, rows, preprocess.image_size)

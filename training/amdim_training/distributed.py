@@ -44,6 +44,11 @@ class GlobalBatch:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return bool(raised.item())
 
+    @property
+    def is_first_here(self) -> bool:
+        """Whether this process is the first on its machine: the one that writes shared files."""
+        return dist.get_node_local_rank(self.rank) == 0
+
     def of_first(self, number: int) -> int:
         """Returns the first process's number: what only one may decide."""
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -70,7 +70,12 @@ def _train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     side = config.data.source_size or config.encoder.image_size
     cache = Path(config.run.cache) if config.run.cache else None
-    images = load_images(config.data.train, Preprocess(image_size=side, resize=side), cache=cache)
+    images = load_images(
+        config.data.train,
+        Preprocess(image_size=side, resize=side),
+        cache=cache,
+        wait=batch is not None and not batch.is_first_here,
+    )
     if len(images) < config.optim.batch_size:
         raise DataError(f"{len(images)} images cannot fill a batch of {config.optim.batch_size}")
     _log.info("%d images to train on, %d skipped", len(images), len(images.skipped))
