@@ -19,7 +19,9 @@ import tritonclient.http as http
 from PIL import Image
 
 from amdim_export.canaries import draw_canaries
+from amdim_export.finetune import FineTuning
 from amdim_export.pipeline import ExportOptions, export_encoder
+from amdim_export.quantize import QuantizeOptions, quantize_encoder
 from amdim_export.runtime import OnnxEncoder
 from amdim_training.checkpoint import save_checkpoint
 from amdim_training.config import EncoderConfig
@@ -143,6 +145,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory, photos: list[bytes]) ->
     models = root / "models"
     export_encoder(checkpoint, models, options)
     export_encoder(checkpoint, models, ExportOptions(max_batch_size=MAX_BATCH, image=True))
+    int8 = QuantizeOptions(
+        calibrate_on=(pictures,),
+        parity_on=(pictures,),
+        tuning=FineTuning(steps=0),
+        max_batch_size=MAX_BATCH,
+    )
+    quantize_encoder(checkpoint, models, int8)
     return models
 
 

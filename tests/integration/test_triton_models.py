@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import zipfile
 
@@ -147,17 +146,13 @@ def test_statistics_tell_the_steps_of_an_ensemble(grpc_client, photos):
     assert [counted(model) - was for model, was in zip(models, before, strict=True)] == [3, 3, 3]
 
 
-def test_openvino_backend_serves_the_same_file(start_triton, repository, tmp_path):
-    models = tmp_path / "models"
-    shutil.copytree(repository / "amdim", models / "amdim")
-    config = models / "amdim" / "config.pbtxt"
-    config.write_text(config.read_text().replace('"onnxruntime"', '"openvino"'))
-    pixels = np.resize(draw_canaries(64), (7, 64, 64, 3))
-    expected = OpenVinoEncoder(models / "amdim/2/model.onnx")(pixels)
-    server = start_triton(models)
-    with grpc.InferenceServerClient(server.grpc) as client:
-        assert client.get_model_config("amdim").config.backend == "openvino"
-        result = client.infer("amdim", _images(grpc, pixels))
+@pytest.mark.parametrize("count", [1, 7, 16])
+def test_int8_is_served_by_openvino(grpc_client, http_client, repository, count):
+    pixels = np.resize(draw_canaries(64), (count, 64, 64, 3))
+    expected = OpenVinoEncoder(repository / "amdim_int8/1/model.onnx")(pixels)
+    config = grpc_client.get_model_config("amdim_int8").config
+    assert (config.backend, config.default_model_filename) == ("openvino", "model.onnx")
+    for module, client in ((grpc, grpc_client), (http, http_client)):
+        result = client.infer("amdim_int8", _images(module, pixels))
         for name, value in expected.items():
             assert _near(result.as_numpy(name), value)
-    assert server.stop() == 0
