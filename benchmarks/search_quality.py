@@ -28,9 +28,11 @@ from amdim_clients.regions import square_around
 from amdim_clients.searching import UNLIKE, pooled_score
 from amdim_clients.window_embedders import LocalWindowEmbedder, open_local_windows
 from amdim_clients.window_rows import PictureWindows, WindowPlan
+from amdim_clients.windows import WindowGrid
 
 Floats = npt.NDArray[np.float32]
 Rows = dict[str, dict[str, float]]
+Grids = list[tuple[WindowGrid, Floats]]
 
 LEAST_BOX = 0.02  # of the picture: what a query shows at least
 LEAST_PICTURES = 3  # that a category is in
@@ -66,6 +68,15 @@ class Models:
         """(N, E) vectors of centre crops."""
         return np.stack([vectors["embedding"] for vectors in _all(self.whole, files)])
 
+    def grids(self, files: Sequence[bytes], scales: Sequence[float]) -> list[Grids]:
+        """Every window of each file, to be thinned by several plans."""
+        encode = self.windows._encoder.encode
+        every = self.windows.with_plan(WindowPlan(tuple(scales), 1))
+        return [
+            [(grid, encode(pixels[None])[0]) for grid, pixels in every.prepare(file)]
+            for file in files
+        ]
+
     def parts(self, files: Sequence[bytes], plan: WindowPlan) -> list[PictureWindows]:
         """The windows of each file."""
         return _all(self.windows.with_plan(plan), files)
@@ -91,16 +102,15 @@ def pictures(models: Models, data: Path, caltech: int) -> Rows:
     rows: Rows = {}
     files, labels, splits = _pack(data / "grocery_retrieval.parquet")
     natural, iconic = splits == "natural", splits == "iconic"
-    wide = models.parts(files, WindowPlan((1.5, 2.0, 3.0), 4))
     thinned = models.parts(files, DEFAULT)
     crop = models.wholes(files)
     mean = np.stack([part.whole() for part in thinned])
     vectors = {
         "centre crop": crop,
         "mean of windows": mean,
-        "mean at 1.5": _means(wide, 1.5, 1.5),
-        "mean at 2": _means(wide, 2.0, 2.0),
-        "mean at 1.5, 2, 3": _means(wide, 1.5, 3.0),
+        "mean at 1.5": _means(thinned, 1.5, 1.5),
+        "mean at 2": _means(thinned, 2.0, 2.0),
+        "mean at 1.5, 2, 3": _means(thinned, 1.5, 3.0),
         "crop + mean": crop + mean,
     }
     scores = {name: _unit(v) @ _unit(v).T for name, v in vectors.items()}
@@ -163,7 +173,7 @@ def regions(models: Models, data: Path) -> Rows:
     crops = models.wholes(files)
     rows["centre crop"] = {"mAP": _map(tight @ crops.T, queries, holding)}
     rows["centre crop, 1.2 context"] = {"mAP": _map(wide @ crops.T, queries, holding)}
-    full = models.parts(files, PLANS[3])
+    grids = models.grids(files, DEFAULT.scales)
     asked = {
         context: np.stack(
             [
@@ -174,7 +184,7 @@ def regions(models: Models, data: Path) -> Rows:
         for context in (1.0, 1.2)
     }
     for plan in PLANS:
-        parts = full if plan == PLANS[3] else models.parts(files, plan)
+        parts = [plan.keep([(g, v) for g, v in found if g.scale in plan.scales]) for found in grids]
         row = rows[_plan_name(plan)] = {"windows": float(np.mean([len(part) for part in parts]))}
         for context, vectors in asked.items():
             tables = _pooled(vectors, parts)

@@ -64,8 +64,8 @@ def near_pairs(keys: Sequence[str], vectors: FloatArray, threshold: float) -> se
         vectors: (N, E) of length 1.
         threshold: Least cosine of two duplicates.
     """
-    near = np.argwhere(np.triu(vectors @ vectors.T, 1) >= threshold)
-    return {(keys[first], keys[second]) for first, second in near}
+    near = np.argwhere(vectors @ vectors.T >= threshold)
+    return {(keys[first], keys[second]) for first, second in near if first < second}
 
 
 def _pairs(

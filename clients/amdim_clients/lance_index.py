@@ -94,12 +94,12 @@ def open_or_create_index(
     if not _exists(_connect(place, make=True), place, IMAGES):
         return create_index(place, space, plan)
     index = open_index(place)
-    index.space.check(space)
     if plan != index.plan:
         raise ScaleError(
             f"the index at {place} holds {_listed(index.plan)}: leave --windows, --scales and "
             "--stride out, or make a new index"
         )
+    index.space.check(space)
     return index
 
 

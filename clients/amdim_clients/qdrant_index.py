@@ -314,9 +314,9 @@ def open_or_create_qdrant(
     """
     if has_qdrant(client, name):
         index = open_qdrant(client, name)
-        index.space.check(space)
         if index.plan != plan:
             raise ScaleError(f"the index {name} holds other windows: make a new index")
+        index.space.check(space)
         return index
     if plan is not None:
         _create(client, _windows(name), space, {}, models.Datatype.FLOAT16)
