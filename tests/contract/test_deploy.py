@@ -60,6 +60,18 @@ def test_every_setting_that_is_named_exists_and_holds_its_value(deploy: Path) ->
     assert [(file, name) for file, name in found if name not in names] == []
 
 
+def test_the_manual_names_every_setting_alert_and_metric(repo_root: Path) -> None:
+    manual = (repo_root / "docs/operations.md").read_text()
+    named = set(re.findall(r"\bAMDIM_[A-Z_]+\b", manual))
+    assert named == {f"AMDIM_{field.upper()}" for field in Settings.model_fields}
+    rules = yaml.safe_load((repo_root / "deploy/prometheus/alerts.yml").read_text())["groups"]
+    assert [rule["alert"] for rule in rules[0]["rules"] if rule["alert"] not in manual] == []
+    metrics = re.findall(r"^# TYPE (amdim_\w+)", Metrics().render().decode(), re.MULTILINE)
+    own = [name for name in metrics if not name.endswith("_created")]
+    assert len(own) > 8
+    assert [name for name in own if name not in manual] == []
+
+
 def test_each_containers_settings_are_accepted(
     documents: list[Any], compose: Any, dockerfile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
