@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--models", nargs="+", default=["amdim", "amdim_image"])
     parser.add_argument("--port", type=int, default=8100)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     build_environments()
     models = [name for name in options.models if (options.repository / name).is_dir()]
@@ -86,9 +87,9 @@ def main() -> None:
             server.wait(timeout=30)
             log.close()
     print_table(rows, source)
-    RESULTS.parent.mkdir(exist_ok=True)
+    options.out.parent.mkdir(exist_ok=True)
     document = {"cpus": os.cpu_count(), "seconds": options.seconds, "pictures": source}
-    RESULTS.write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
+    options.out.write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
 
 
 def build_environments() -> None:

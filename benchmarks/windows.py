@@ -16,12 +16,14 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from amdim_clients.windows import WindowGrid, plan_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "windows.json"
@@ -31,7 +33,7 @@ CROP_BATCH = 16
 Run = Callable[[npt.NDArray[np.uint8]], Any]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the table and keeps its numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repository")
@@ -39,7 +41,8 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--seconds", type=float, default=0.4, help="of each measurement")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
     windows = newest(options.repository / "amdim_windows")
     encoder = newest(options.repository / "amdim")
     side = encoder_side(encoder)
@@ -52,34 +55,34 @@ def main() -> None:
         crop_ms = fastest_ms(encode, batch, options.seconds * 4) / CROP_BATCH
         for scale in options.scales:
             for shape in options.shapes:
-                size = picture_size(side, scale, *SHAPES[shape])
+                wide, high = SHAPES[shape]
+                grid = plan_grid(100 * wide, 100 * high, scale, side)
                 # again beside every size, so that both sides had the same moments
                 crop_ms = min(crop_ms, fastest_ms(encode, batch, options.seconds / 4) / CROP_BATCH)
                 rows.append(
                     {"engine": engine, "scale": scale, "shape": shape}
-                    | measure(open_model, windows, dynamic, size, side, crop_ms, options.seconds)
+                    | measure(open_model, windows, dynamic, grid, crop_ms, options.seconds)
                 )
     print_table(rows)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"cpus": os.cpu_count(), "rows": rows}, indent=1) + "\n")
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps({"cpus": os.cpu_count(), "rows": rows}, indent=1) + "\n")
 
 
 def measure(
     open_model: Callable[[Path, Mapping[str, int]], Run],
     model: Path,
     dynamic: Run,
-    size: tuple[int, int],
-    side: int,
+    grid: WindowGrid,
     crop_ms: float,
     seconds: float,
 ) -> dict[str, Any]:
-    """Returns one row: a picture of (height, width) pixels through each way."""
-    height, width = size
+    """Returns one row: a picture of a grid's size through each way."""
+    height, width = grid.height, grid.width
     pixels = np.random.default_rng(1).integers(0, 256, (1, height, width, 3), np.uint8)
     started = time.perf_counter()
     fixed = open_model(model, {"N": 1, "H": height, "W": width})
     compile_ms = 1000 * (time.perf_counter() - started)
-    count = ((height - side) * 8 // side + 1) * ((width - side) * 8 // side + 1)
+    count = grid.rows * grid.columns
     # in turns, so that neither has the machine's better moment
     turns = [
         (fastest_ms(dynamic, pixels, seconds / 3), fastest_ms(fixed, pixels, seconds / 3))
@@ -96,13 +99,6 @@ def measure(
         "crops / dynamic": crop_ms * count / dynamic_ms,
         "single images": dynamic_ms / crop_ms,
     }
-
-
-def picture_size(side: int, scale: float, wide: int, high: int) -> tuple[int, int]:
-    """Returns height and width at a scale: multiples of the stride, the short side S * scale."""
-    stride = side // 8
-    short = max(side, round(side * scale / stride) * stride)
-    return short, max(short, round(side * scale * wide / high / stride) * stride)
 
 
 def open_onnxruntime(path: Path, sizes: Mapping[str, int]) -> Run:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import json
+import sys
+
 import numpy as np
 import pytest
 
@@ -92,3 +96,23 @@ def test_128_pixels_and_no_search_vector_are_refused(make_checkpoint, pictures, 
     with pytest.raises(ExportError, match="--fit-on"):
         export_encoder(make_checkpoint().path, tmp_path, ExportOptions(windows=True))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_benchmark_measures_what_was_published(
+    make_checkpoint, pictures, tmp_path, repo_root, monkeypatch
+):
+    options = ExportOptions(fit_on=(pictures,), embedding_dim=8, windows=True, max_batch_size=2)
+    export_encoder(make_checkpoint().path, tmp_path, options)
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    benchmark = importlib.import_module("windows")
+    sys.modules.pop("windows")
+    words = ["--repository", str(tmp_path), "--scales", "1", "2", "--shapes", "4:3"]
+    benchmark.main([*words, "--seconds", "0.02", "--out", str(tmp_path / "found.json")])
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(row["engine"], row["windows"]) for row in rows] == [
+        ("onnxruntime", 4),
+        ("onnxruntime", 9 * 14),
+        ("openvino", 4),
+        ("openvino", 9 * 14),
+    ]
+    assert all(min(row["dynamic"], row["fixed"], row["crops"]) > 0 for row in rows)
