@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +13,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 _NOTE_VIOLATIONS = """
@@ -153,3 +159,62 @@ def filled(visitor: Visitor, photos: Path, good: list[Path]) -> Visitor:
     visitor.drop(photos)
     visitor.wait_until_embedded(len(good))
     return visitor
+
+
+@pytest.fixture(scope="session")
+def windows_repository(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, and the same weights run over pictures of any size."""
+    root = tmp_path_factory.mktemp("windows") / "repository"
+    shutil.copytree(repository, root)
+    data = _windows_graph(onnx.load(root / "amdim" / "1" / "model.onnx")).SerializeToString()
+    version = root / "amdim_windows" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").write_bytes(data)
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 36, 44, 3), dtype=np.uint8)
+    (vectors,) = session.run(["windows"], {"images": pixels})
+    certificate = json.loads((root / "amdim" / "1" / "certificate.json").read_text())
+    artifact = certificate["artifact_digest"]
+    certificate["artifact_digest"] = "sha256:" + hashlib.sha256(data).hexdigest()
+    certificate["canaries"] = {"pixels": _packed(pixels), "vectors": {"windows": _packed(vectors)}}
+    (version / "certificate.json").write_text(json.dumps(certificate))
+
+    config = (root / "amdim" / "config.pbtxt").read_text()
+    kept = [line for line in config.splitlines() if not line.startswith("output ")]
+    config = "\n".join(kept).replace(artifact, certificate["artifact_digest"])
+    for old, new in [
+        ('name: "amdim"', 'name: "amdim_windows"'),
+        ("dims: [32, 32, 3]", "dims: [-1, -1, 3]"),
+        ('string_value: "embedding"', 'string_value: "windows"'),
+    ]:
+        assert old in config
+        config = config.replace(old, new)
+    width = vectors.shape[-1]
+    config += f'\noutput {{ name: "windows" data_type: TYPE_FP32 dims: [-1, -1, {width}] }}'
+    for key, value in [("kind", "windows"), ("encoder", "amdim"), ("window_stride", "4")]:
+        config += f'\nparameters {{ key: "amdim.{key}" value {{ string_value: "{value}" }} }}'
+    (root / "amdim_windows" / "config.pbtxt").write_text(config)
+    return root
+
+
+def _windows_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The tiny graph without its fixed size: `embedding` of every window."""
+    graph = model.graph
+    upto = [node for node in graph.node if node.output[0] not in ("f7", "f5", "local5", "local7")]
+    body = [node for node in upto if node.op_type not in ("Flatten", "MatMul")]
+    whitening = next(node.input[1] for node in upto if node.op_type == "MatMul")
+    body.append(onnx.helper.make_node("Transpose", ["f1"], ["last"], perm=[0, 2, 3, 1]))
+    body.append(onnx.helper.make_node("MatMul", ["last", whitening], ["windows"]))
+    floats, uint8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+    used = {name for node in body for name in node.input}
+    weights = [each for each in graph.initializer if each.name in used]
+    width = next(each.dims[1] for each in weights if each.name == whitening)
+    images = onnx.helper.make_tensor_value_info("images", uint8, ["N", "H", "W", 3])
+    windows = onnx.helper.make_tensor_value_info("windows", floats, ["N", "h", "w", width])
+    whole = onnx.helper.make_graph(body, "windows", [images], [windows], weights)
+    return onnx.helper.make_model(whole, opset_imports=model.opset_import, ir_version=9)
+
+
+def _packed(array: NDArray[Any]) -> dict[str, Any]:
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "data": data}

@@ -93,6 +93,61 @@ def test_box_finds_the_part_in_other_pictures(filled, vectors, good, served):
     assert shown == pytest.approx([100 * value for value in place], abs=0.01)
 
 
+def cut_square(path, box):
+    """The square around a box of a landscape picture, as PNG."""
+    with Image.open(path) as image:
+        (x0, y0, x1, y1), (width, height) = box, image.size
+        side = max((x1 - x0) * width, (y1 - y0) * height)
+        left = min(max((x0 + x1) * width / 2 - side / 2, 0), width - side)
+        top = min(max((y0 + y1) * height / 2 - side / 2, 0), height - side)
+        left, top, side = round(left), round(top), round(side)
+        buffer = io.BytesIO()
+        image.crop((left, top, left + side, top + side)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def test_box_is_sought_among_windows_where_the_server_has_them(
+    visit, running_server, windows_repository, photos, good
+):
+    with running_server(windows_repository) as server:
+        visitor = visit(server.url)
+        page = visitor.open()
+        sent = []
+        page.on("request", lambda request: sent.append(request.url))
+        visitor.drop(photos)
+        visitor.wait_until_embedded(len(good))
+        visitor.tile("06.jpg").click()
+        draw(page, (0.1, 0.1, 0.8, 0.9))
+        box = drawn_box(page)
+        page.get_by_role("button", name="Search this box").click()
+        page.get_by_text("by the nearest window of each").wait_for()
+
+        files = [("images", (path.name, path.read_bytes())) for path in good]
+        options = {"outputs": "windows", "scales": "1,1.5,2", "encoding_format": "float"}
+        answer = httpx.post(f"{server.url}/embed", files=files, params=options).raise_for_status()
+        query = cut_square(next(path for path in good if path.name == "06.jpg"), box)
+        body = httpx.post(f"{server.url}/embed", content=query).json()
+        vector = np.array(body["data"][0]["embedding"])
+        scores = {
+            entry["id"]: max(np.max(np.array(grid["data"]) @ vector) for grid in entry["windows"])
+            for entry in answer.json()["data"]
+        }
+        assert visitor.names()[0] == "06.jpg"
+        found = dict(zip(visitor.names(), visitor.scores(), strict=True))
+        assert found == pytest.approx(scores, abs=0.03)  # float16; two JPEG decoders
+        assert visitor.scores() == sorted(visitor.scores(), reverse=True)
+        asked = sum("outputs=windows" in url for url in sent)
+        assert asked == len(good) / 4
+
+        draw(page, (0.2, 0.2, 0.8, 0.8))
+        page.get_by_role("button", name="Search this box").click()
+        page.wait_for_function(
+            "(old) => document.querySelector('.score').textContent !== old",
+            arg=f"{max(found.values()):.2f}",
+        )
+        assert sum("outputs=windows" in url for url in sent) == asked  # kept from the first box
+
+
 def test_box_outside_what_the_encoder_sees_is_told(filled):
     filled.expected.append("400")
     filled.tile("01.jpg").click()  # 90 x 130: top and bottom are cut off
