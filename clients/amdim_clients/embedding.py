@@ -9,8 +9,10 @@ from pathlib import Path
 from amdim_clients.embedders import Embedder
 from amdim_clients.errors import SourceError
 from amdim_clients.inputs import ImageFailure
-from amdim_clients.pipeline import embed_sources
-from amdim_clients.vector_files import open_vector_file
+from amdim_clients.known import KnownRows
+from amdim_clients.partial import PartialRun
+from amdim_clients.pipeline import Known, embed_sources
+from amdim_clients.vector_files import check_outputs, check_suffix, open_vector_file
 from amdim_clients.walk import walk_images
 
 
@@ -19,11 +21,8 @@ class EmbedReport:
     """What one run did."""
 
     written: int = 0  # rows
+    resumed: int = 0  # of them from an earlier run that was cut off
     failed: list[tuple[str, ImageFailure]] = field(default_factory=list)
-
-
-class _NothingWritten(Exception):
-    pass
 
 
 def embed_to_file(
@@ -36,6 +35,8 @@ def embed_to_file(
 ) -> EmbedReport:
     """Write one row for each picture that the paths name; without a single one, no file.
 
+    A run that is cut off leaves its vectors beside `target`; the same call goes on from there.
+
     Args:
         paths: Files, folders, patterns or packs.
         embedder: What makes the vectors.
@@ -46,17 +47,35 @@ def embed_to_file(
     Raises:
         SourceError: A path names nothing, all together no picture, or `target` is no good.
     """
-    report = EmbedReport()
+    check_suffix(target)
+    check_outputs(target, embedder.origin)
+    partial = PartialRun(target, embedder.origin)
+    known = KnownRows(partial.rows(), with_windows=False)
+    report, seen = EmbedReport(), 0
+
+    def verdict(key: str, content_hash: str) -> Known:
+        found = known.verdict(key, content_hash)
+        return found if found is Known.SAME else Known.NEW
+
     try:
+        for outcome in embed_sources(walk_images(paths), embedder, workers=workers, known=verdict):
+            partial.write(outcome)
+            for key in outcome.unchanged:
+                known.meet(key)
+            report.resumed += len(outcome.unchanged)
+            report.failed += outcome.failed
+            seen += outcome.count
+            progress(outcome.count, len(outcome.failed))
+    finally:
+        partial.flush()
+        if not partial.has_rows:
+            partial.remove()
+    if not seen:
+        raise SourceError(f"no pictures in {', '.join(map(str, paths))}")
+    if partial.has_rows:
         with open_vector_file(target, embedder.origin) as writer:
-            for outcome in embed_sources(walk_images(paths), embedder, workers=workers):
+            for outcome in partial.outcomes(known.is_met):
                 writer.write(outcome)
                 report.written += len(outcome.records)
-                report.failed += outcome.failed
-                progress(outcome.count, len(outcome.failed))
-            if not report.written:
-                raise _NothingWritten
-    except _NothingWritten:
-        if not report.failed:
-            raise SourceError(f"no pictures in {', '.join(map(str, paths))}") from None
+        partial.remove()
     return report

@@ -58,6 +58,13 @@ class KnownRows:
         if at is not None:
             self._met[at] = True
 
+    def is_met(self, key: str, content_hash: str) -> bool:
+        """Whether the picture was met, with this content."""
+        at = self._place(key)
+        if at is None or self.verdict(key, content_hash) is not Known.SAME:
+            return False
+        return bool(self._met[at])
+
     def missed(self, rows: Iterable[StoredRow]) -> Iterator[str]:
         """The keys among `rows` that were known from the start and not met since."""
         for row in rows:

@@ -44,15 +44,10 @@ def open_vector_file(target: Path, origin: VectorOrigin) -> Iterator[VectorWrite
         SourceError: The suffix is not known, or the file cannot be written.
     """
     check_suffix(target)
-    if target.suffix in _ONE_OUTPUT and len(origin.outputs) != 1:
-        raise SourceError(
-            f"a {target.suffix} file holds one output; use .parquet or .safetensors for several"
-        )
-    if target.suffix == ".faiss" and any(len(shape) != 1 for shape in origin.outputs.values()):
-        raise SourceError("a .faiss file holds one vector a picture, not a grid of them")
+    check_outputs(target, origin)
     with written_aside(target) as aside, ExitStack() as stack:
         if target.suffix == ".parquet":
-            yield stack.enter_context(_ParquetWriter(aside, origin))
+            yield stack.enter_context(ParquetWriter(aside, origin))
             return
         rows_aside = stack.enter_context(written_aside(target.with_name(target.name + ".json")))
         writer = stack.enter_context(_RawWriter(aside, origin))
@@ -72,8 +67,25 @@ def check_suffix(target: Path) -> None:
         raise SourceError(f"{target.name} must end in one of {', '.join(SUFFIXES)}")
 
 
-class _ParquetWriter:
+def check_outputs(target: Path, origin: VectorOrigin) -> None:
+    """Refuse outputs that a format cannot hold.
+
+    Raises:
+        SourceError: They are too many, or of the wrong shape.
+    """
+    if target.suffix in _ONE_OUTPUT and len(origin.outputs) != 1:
+        raise SourceError(
+            f"a {target.suffix} file holds one output; use .parquet or .safetensors for several"
+        )
+    if target.suffix == ".faiss" and any(len(shape) != 1 for shape in origin.outputs.values()):
+        raise SourceError("a .faiss file holds one vector a picture, not a grid of them")
+
+
+class ParquetWriter:
+    """Rows of a Parquet file, appended as they come."""
+
     def __init__(self, path: Path, origin: VectorOrigin) -> None:
+        """Begin a file at `path`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -89,6 +101,7 @@ class _ParquetWriter:
         )
 
     def write(self, outcome: Outcome) -> None:
+        """Append the records and vectors of an outcome."""
         if not outcome.records:
             return
         pa = self._pa
@@ -101,7 +114,7 @@ class _ParquetWriter:
             columns.append(pa.FixedSizeListArray.from_arrays(flat, math.prod(shape)))
         self._writer.write_table(pa.table(columns, schema=self._schema))
 
-    def __enter__(self) -> _ParquetWriter:
+    def __enter__(self) -> ParquetWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:

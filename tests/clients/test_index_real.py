@@ -74,7 +74,10 @@ def test_index_of_another_encoder_is_refused(
     shutil.copytree(repository, other)
     for path in [other / "amdim" / "config.pbtxt", *other.glob("amdim/*/certificate.json")]:
         path.write_text(path.read_text().replace(space.encoder_digest, "sha256:" + "0" * 64))
-    for command in (("index", photo_folder), ("search", photo_folder / "class0" / "00.jpg")):
+    query = tmp_path / "query.jpg"  # one of the index itself would need no encoder
+    shutil.copy(photo_folder / "class0" / "00.jpg", query)
+    query.write_bytes(query.read_bytes() + b"!")
+    for command in (("index", photo_folder), ("search", query)):
         code, _, err = run_amdim(*command, "--db", indexed, "--repository", other)
         assert code == 1
         assert err.startswith("amdim: the vectors are of another encoder")
@@ -84,7 +87,7 @@ def test_index_of_another_encoder_is_refused(
     ("arguments", "sentence"),
     [
         (("search", "--db", "nowhere", "photos/broken.jpg"), "there is no index at nowhere"),
-        (("search", "--db", "db", "gone.jpg"), "cannot read gone.jpg"),
+        (("search", "--db", "db", "gone.jpg"), "there is no index at db: make one with"),
         (("index", "gone", "--db", "db"), "gone does not exist"),
         (("embed", "photos", "-o", "v.csv"), "v.csv must end in"),
         (("embed", "photos", "-o", "v.npy", "--outputs", "local9"), "no output local9"),
@@ -104,6 +107,8 @@ def test_mistakes_are_told_in_a_sentence(
 
 
 def test_query_that_is_no_picture_is_told(indexed, photo_folder, repository, run_amdim):
+    code, _, err = run_amdim("search", "--db", indexed, "gone.jpg", "--repository", repository)
+    assert (code, err) == (1, "amdim: cannot read gone.jpg\n")
     broken = photo_folder / "broken.jpg"
     code, _, err = run_amdim("search", "--db", indexed, broken, "--repository", repository)
     assert code == 1

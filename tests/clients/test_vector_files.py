@@ -103,7 +103,7 @@ def test_interrupted_run_leaves_the_old_file(tmp_path, photo_folder, toy_embedde
     with pytest.raises(KeyboardInterrupt):
         embed_to_file([photo_folder], toy_embedder, target, progress=interrupt)
     assert target.read_bytes() == b"old"
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == [f".v{suffix}.partial"]
 
 
 def test_no_pictures_is_an_error_and_only_broken_ones_a_report(tmp_path, toy_embedder):
@@ -115,3 +115,48 @@ def test_no_pictures_is_an_error_and_only_broken_ones_a_report(tmp_path, toy_emb
     report = embed_to_file([empty], toy_embedder, tmp_path / "v.parquet")
     assert (report.written, len(report.failed)) == (0, 1)
     assert not (tmp_path / "v.parquet").exists()
+
+
+def test_run_that_was_cut_off_goes_on_and_gives_the_same_file(
+    tmp_path, photo_folder, toy_embedder, toy_encoder, photo_bytes
+):
+    embed_to_file([photo_folder], toy_embedder, tmp_path / "whole.npy")
+
+    def interrupt(done, failed):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_to_file([photo_folder], toy_embedder, tmp_path / "v.npy", progress=interrupt)
+    done = toy_encoder.batches[-1]
+    assert 0 < done < 20
+    toy_encoder.batches.clear()
+    report = embed_to_file([photo_folder], toy_embedder, tmp_path / "v.npy")
+    assert (report.written, report.resumed, len(report.failed)) == (20, done, 2)
+    assert sum(toy_encoder.batches) == 20 - done
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), np.load(tmp_path / "whole.npy"))
+    assert leftovers(tmp_path) == []
+
+
+def test_what_changed_since_the_cut_is_not_taken_over(
+    tmp_path, photo_folder, toy_embedder, expected, photo_bytes
+):
+    def interrupt(done, failed):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            embed_to_file([photo_folder], toy_embedder, tmp_path / "v.npy", progress=interrupt)
+        (photo_folder / "class0" / "00.jpg").write_bytes(photo_bytes(77))
+    (photo_folder / "class0" / "03.jpg").unlink()
+    embed_to_file([photo_folder], toy_embedder, tmp_path / "v.npy")
+    rows = json.loads((tmp_path / "v.npy.json").read_text())["rows"]
+    assert len({row["path"] for row in rows}) == len(rows) == 19
+    embed_to_file([photo_folder], toy_embedder, tmp_path / "anew.npy")
+    order = {row["path"]: at for at, row in enumerate(rows)}
+    anew = json.loads((tmp_path / "anew.npy.json").read_text())["rows"]
+    at = [order[row["path"]] for row in anew]
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy")[at], np.load(tmp_path / "anew.npy"))
+    with pytest.raises(KeyboardInterrupt):
+        embed_to_file([photo_folder], toy_embedder, tmp_path / "v.parquet", progress=interrupt)
+    report = embed_to_file([photo_folder], expected[0], tmp_path / "v.parquet")
+    assert report.resumed == 0  # other outputs: nothing to go on from

@@ -64,6 +64,7 @@ def embed(
     if not report.written:
         typer.echo("amdim: no picture could be embedded; nothing was written", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{report.written} pictures: {names} in {out}")
+    resumed = f" ({report.resumed} of them from a run that was cut off)" if report.resumed else ""
+    typer.echo(f"{report.written} pictures{resumed}: {names} in {out}")
     if report.failed:
         raise typer.Exit(SOME_FAILED)
