@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -38,7 +40,8 @@ def main() -> int:
     rows = [(c, 1) for c in comparisons] if arguments.all else worst_of_each_case(comparisons)
     table = Table(title=f"{len(comparisons)} comparisons, torch {torch.__version__}, CPU, fp32")
     for column in ("recording", "of", "worst quantity", "error", "largest", "allowed", "share"):
-        table.add_column(column, justify="left" if "quantity" in column else "right")
+        justify: Literal["left", "right"] = "left" if "quantity" in column else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
     for comparison, count in rows:
         table.add_row(
             comparison.case,
@@ -49,7 +52,7 @@ def main() -> int:
             comparison.tolerance,
             f"{comparison.share:.4f}",
         )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(table)
     broken = [comparison for comparison in comparisons if not comparison.holds]
     console.print(f"{len(broken)} of {len(comparisons)} outside their tolerance")
