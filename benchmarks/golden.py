@@ -52,7 +52,7 @@ def main() -> int:
             comparison.tolerance,
             f"{comparison.share:.4f}",
         )
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 124, highlight=False)
     console.print(table)
     broken = [comparison for comparison in comparisons if not comparison.holds]
     console.print(f"{len(broken)} of {len(comparisons)} outside their tolerance")
