@@ -153,18 +153,20 @@ class Batcher(Generic[BatchT]):
             self._pace.begin(now)
         return Job(self, images, outputs, deadline)
 
-    def enqueue(self, job: Job[BatchT], pixels: Pixels) -> asyncio.Future[BatchRow[BatchT]]:
-        """Queues one image of a job; its permit is released with its answer."""
+    def enqueue(
+        self, job: Job[BatchT], pixels: Pixels, permits: int = 1
+    ) -> asyncio.Future[BatchRow[BatchT]]:
+        """Queues one image of a job; its permits are released with its answer."""
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[BatchRow[BatchT]] = self._loop.create_future()
         if self._stopped:
-            self.release()
+            self.release(permits)
             future.set_exception(RequestError("draining"))
             return future
         if not job.waiting:
             self._ring.append(job)
-        job.waiting.append(Waiting(pixels, future))
-        self._waiting += 1
+        job.waiting.append(Waiting(pixels, future, permits))
+        self._waiting += permits
         self.poke()
         return future
 
@@ -181,10 +183,11 @@ class Batcher(Generic[BatchT]):
         self._ring.remove(job)
         dropped = list(job.waiting)
         job.waiting.clear()
-        self._waiting -= len(dropped)
+        permits = sum(item.permits for item in dropped)
+        self._waiting -= permits
         for item in dropped:
             item.settle(error)
-        self.release(len(dropped))
+        self.release(permits)
 
     def release(self, images: int = 1) -> None:
         """Gives permits back."""
@@ -270,7 +273,8 @@ class Batcher(Generic[BatchT]):
         """Gives each image of a batch its answer."""
         self._running.discard(ran)
         error = asyncio.CancelledError() if ran.cancelled() else ran.exception()
-        infer_s = self._account(len(items), started, failed=error is not None)
+        permits = sum(item.permits for item in items)
+        infer_s = self._account(len(items), permits, started, failed=error is not None)
         if error is not None:
             known = error if isinstance(error, EngineError) else EngineError("the batch failed")
             if not known.is_elsewhere:
@@ -282,38 +286,42 @@ class Batcher(Generic[BatchT]):
                 if not item.future.done():
                     queue_s = started - item.since
                     item.future.set_result(BatchRow(ran.result(), row, queue_s, infer_s))
-        self.release(len(items))
+        self.release(permits)
         self.poke()
 
     def _take(self, limit: int) -> tuple[set[Job[BatchT]], list[Waiting[BatchT]]]:
-        """Takes up to `limit` live images, one of each job in turn."""
+        """Takes live images of up to `limit` permits, or one of more, one of each job in turn."""
         jobs: set[Job[BatchT]] = set()
         items: list[Waiting[BatchT]] = []
+        taken = 0
         now = time.monotonic()
-        while self._ring and len(items) < limit:
+        while self._ring and taken < limit:
             job = self._ring[0]
             if job.deadline <= now:
                 self.drop(job, RequestError("deadline_exceeded"))
                 continue
+            if items and taken + job.waiting[0].permits > limit:
+                break
             self._ring.popleft()
             item = job.waiting.popleft()
-            self._waiting -= 1
+            self._waiting -= item.permits
             if job.waiting:
                 self._ring.append(job)
             if item.future.done():  # its caller left
-                self.release()
+                self.release(item.permits)
                 continue
+            taken += item.permits
             jobs.add(job)
             items.append(item)
         return jobs, items
 
-    def _account(self, images: int, started: float, *, failed: bool) -> float:
+    def _account(self, images: int, permits: int, started: float, *, failed: bool) -> float:
         now = time.monotonic()
         spent_s = now - started
         self.stats.batches += 1
         self.stats.images += images
         self.stats.busy_s += spent_s
-        self._pace.done(images, now)
+        self._pace.done(permits, now)
         self.stats.failed_batches += failed
         self.stats.last_failed = failed
         if not failed:

@@ -14,15 +14,17 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from amdim_clients.contract import CertifiedPrecision
+from amdim_clients.contract import CertifiedPrecision, ModelSpec
 from amdim_serving.engines import Engine, EngineInfo
-from amdim_serving.errors import EngineError, StartError
+from amdim_serving.errors import CanaryError, EngineError, StartError
 from amdim_serving.opening import (
     CPU_PROVIDER,
     Artifact,
     LocalEngineName,
     OpenModel,
     Tried,
+    WindowsModel,
+    open_model,
     read_artifact,
     with_beside,
 )
@@ -90,6 +92,51 @@ def open_engine(settings: Settings, *, before: EngineInfo | None = None) -> Open
         tried=tried,
     )
     return with_beside(opened, artifact, threads=settings.threads)
+
+
+def open_windows(settings: Settings, encoder: ModelSpec) -> WindowsModel | None:
+    """Opens the windows model of an encoder, at fp32 with the engine that the settings name.
+
+    Args:
+        settings: Say where; ONNX Runtime where they leave the engine open.
+        encoder: What serves; windows of another encoder do not meet its vectors.
+
+    Returns:
+        None where there is none, or it is of another encoder, which the log says.
+
+    Raises:
+        StartError: It is there and cannot be served.
+    """
+    name = f"{settings.model}_windows"
+    if not (settings.repository() / name).is_dir():
+        return None
+    if settings.engine == "triton":
+        from amdim_serving.remote import open_remote_model  # gRPC is imported where it is used
+
+        target = replace(settings.triton(name), connect_s=0.0)
+        try:
+            opened = open_remote_model(
+                settings.repository(), target, in_flight=settings.triton_in_flight
+            )
+        except CanaryError:
+            raise
+        except StartError as error:
+            _log.warning("no windows: %s", error)
+            return None
+    else:
+        opened = open_model(
+            settings.repository(),
+            name,
+            engine_name="openvino" if settings.engine == "openvino" else "onnxruntime",
+            provider=settings.provider,
+            threads=settings.threads,
+        )
+    spec = opened.engine.spec
+    if not spec.gives_windows or spec.encoder_digest != encoder.encoder_digest:
+        opened.engine.close()
+        _log.warning("%s is of another encoder than %s: no windows", name, settings.model)
+        return None
+    return WindowsModel(opened.engine, opened.certificate, opened.config)
 
 
 def settle(settings: Settings) -> Settings:

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from amdim_clients.contract import WINDOWS
 from amdim_serving.encodings import (
     NPY,
     SAFETENSORS,
@@ -20,7 +23,7 @@ from amdim_serving.encodings import (
 )
 from amdim_serving.errors import ItemError, RequestError
 from amdim_serving.pictures import Picture
-from amdim_serving.results import Embedded, EmbedResult, Timings
+from amdim_serving.results import Embedded, EmbedResult, Timings, WindowVectors
 from amdim_serving.schemas import EmbedOptions
 
 
@@ -59,8 +62,17 @@ def encode_answer(call: EmbedCall, result: EmbedResult, digests: Mapping[str, st
     if call.media_type == NPY:
         return to_npy([item.vectors[call.outputs[0]] for item in embedded], options.dtype)
     if call.media_type == SAFETENSORS:
-        arrays = {name: [item.vectors[name] for item in embedded] for name in call.outputs}
+        arrays = {
+            name: np.stack([item.vectors[name] for item in embedded])
+            for name in call.outputs
+            if name != WINDOWS
+        }
         metadata = {**digests, "normalized": "true" if options.normalize else "false"}
+        for index, item in enumerate(embedded):
+            for part in item.windows or ():
+                name = f"{WINDOWS}/{index}/{part.grid.scale:g}"
+                arrays[name] = part.vectors
+                metadata[name] = to_json(_place(part)).decode()
         return to_safetensors(arrays, options.dtype, metadata)
     return to_json(
         {
@@ -88,6 +100,17 @@ def server_timing(timings: Timings) -> str:
     )
 
 
+def _windows(part: WindowVectors, options: EmbedOptions) -> dict[str, Any]:
+    """Returns one scale's windows; numbers are nested as their shape says."""
+    values = json_vectors(part.vectors, options.encoding_format, options.dtype)
+    written = values if isinstance(values, dict) else {"shape": part.vectors.shape, "data": values}
+    return {"scale": part.grid.scale, **written, **_place(part)}
+
+
+def _place(part: WindowVectors) -> dict[str, Any]:
+    return {"first_box": part.grid.first_box, "step": part.grid.step}
+
+
 def _entry(
     index: int, picture_id: str | None, item: Embedded | ItemError, options: EmbedOptions
 ) -> dict[str, Any]:
@@ -101,6 +124,8 @@ def _entry(
             name: json_vectors(array, options.encoding_format, options.dtype)
             for name, array in item.vectors.items()
         }
+        if item.windows is not None:
+            vectors[WINDOWS] = [_windows(part, options) for part in item.windows]
     except RequestError as error:  # a value that float16 cannot hold is this image's alone
         return {**entry, "error": {"code": error.code, "message": error.message}}
     return {**entry, **vectors}

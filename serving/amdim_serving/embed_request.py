@@ -39,12 +39,12 @@ def query_options(query: bytes) -> EmbedOptions:
 
 
 def _options(pairs: Sequence[tuple[str, str]], base: EmbedOptions) -> EmbedOptions:
-    """Returns `base` with text options over it; `outputs` is split at commas and may repeat."""
+    """Returns `base` with text options over it; lists are split at commas and may repeat."""
     values: dict[str, Any] = base.model_dump(exclude_unset=True)
     seen: set[str] = set()
     for name, value in pairs:
-        if name == "outputs":
-            before = values["outputs"] if name in seen else []
+        if name in ("outputs", "scales"):
+            before = values[name] if name in seen else []
             values[name] = [*before, *(part.strip() for part in value.split(","))]
         elif name in seen:
             raise RequestError("bad_request", "An option is given twice.")

@@ -78,9 +78,9 @@ def to_npy(vectors: Sequence[Vectors], dtype: Dtype) -> bytes:
 
 
 def to_safetensors(
-    outputs: Mapping[str, Sequence[Vectors]], dtype: Dtype, metadata: Mapping[str, str]
+    outputs: Mapping[str, Vectors], dtype: Dtype, metadata: Mapping[str, str]
 ) -> bytes:
-    """Returns images' vectors by output as a safetensors file, each (N, ..., D).
+    """Returns images' vectors by name as a safetensors file.
 
     Source: the safetensors format: header length as u64, JSON header, tensors end to end.
 
@@ -91,7 +91,7 @@ def to_safetensors(
     blobs: list[bytes] = []
     end = 0
     for name, vectors in outputs.items():
-        array = cast(np.stack(vectors), dtype)
+        array = cast(vectors, dtype)
         start, end = end, end + array.nbytes
         header[name] = {
             "dtype": _SAFETENSORS_DTYPES[dtype],

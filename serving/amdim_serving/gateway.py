@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from amdim_clients.contract import Certificate
+from amdim_clients.contract import Certificate, ModelSpec
 from amdim_serving.bodies import BodyReader
-from amdim_serving.choosing import open_engine
+from amdim_serving.choosing import open_engine, open_windows
 from amdim_serving.engines import EngineInfo
 from amdim_serving.errors import CanaryError, ServingError
 from amdim_serving.metrics import Metrics
@@ -142,34 +141,19 @@ class Gateway:
 
     def describe(self) -> dict[str, Any]:
         """Returns what /model shows."""
-        spec, info = self.service.spec, self.service.engine.info
-        certificate = {k: v for k, v in self.certificate.raw.items() if k != "canaries"}
-        model: Mapping[str, Any] = {
-            "name": spec.name,
-            "version": spec.version,
-            "engine": info.engine,
-            "provider": info.provider,
-            "precision": info.precision,
-            "threads": info.threads,
+        spec = self.service.spec
+        own = {
+            **_described(spec, self.service.engine.info, self.certificate),
             "chosen_among": [asdict(one) for one in self.tried],
-            "encoder_digest": spec.encoder_digest,
-            "preprocess_digest": spec.preprocess_digest,
-            "artifact_digest": spec.artifact_digest,
-            "spec": {
-                "image_size": spec.image_size,
-                "resize": spec.preprocess.resize,
-                "embed_dim": spec.embed_dim,
-                "embedding_dim": spec.embedding_dim,
-                "outputs": {name: list(shape) for name, shape in spec.outputs.items()},
-                "default_output": spec.default_output,
-                "max_batch_size": spec.max_batch_size,
-                "max_queue_delay_us": spec.max_queue_delay_us,
-                "instance_count": spec.instance_count,
-            },
-            "certificate": certificate,
         }
+        models = {spec.name: own}
+        if self.service.windows is not None:
+            opened = self.service.windows.model
+            models[opened.engine.spec.name] = _described(
+                opened.engine.spec, opened.engine.info, opened.certificate
+            )
         limits = self.settings.limits.published()
-        return {"default": spec.name, "models": {spec.name: model}, "limits": limits}
+        return {"default": spec.name, "models": models, "limits": limits}
 
 
 def build_gateway(
@@ -190,6 +174,7 @@ def build_gateway(
     service = EmbedService(
         opened.engine,
         beside=opened.beside,
+        windows=open_windows(settings, opened.engine.spec),
         limits=settings.limits,
         decode_threads=settings.decode_threads,
         metrics=metrics or Metrics(),
@@ -221,6 +206,34 @@ def package_version() -> str:
         return installed_version("amdim-embed")
     except PackageNotFoundError:
         return "0"
+
+
+def _described(spec: ModelSpec, info: EngineInfo, certificate: Certificate) -> dict[str, Any]:
+    """Returns one model as /model shows it."""
+    return {
+        "name": spec.name,
+        "version": spec.version,
+        "engine": info.engine,
+        "provider": info.provider,
+        "precision": info.precision,
+        "threads": info.threads,
+        "encoder_digest": spec.encoder_digest,
+        "preprocess_digest": spec.preprocess_digest,
+        "artifact_digest": spec.artifact_digest,
+        "spec": {
+            "image_size": spec.image_size,
+            "resize": spec.preprocess.resize,
+            "embed_dim": spec.embed_dim,
+            "embedding_dim": spec.embedding_dim,
+            "outputs": {name: list(shape) for name, shape in spec.outputs.items()},
+            "default_output": spec.default_output,
+            "max_batch_size": spec.max_batch_size,
+            "max_queue_delay_us": spec.max_queue_delay_us,
+            "instance_count": spec.instance_count,
+            "window_stride": spec.window_stride,
+        },
+        "certificate": {k: v for k, v in certificate.raw.items() if k != "canaries"},
+    }
 
 
 def _is_among(key: bytes | None, known: tuple[bytes, ...]) -> bool:

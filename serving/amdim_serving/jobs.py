@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -38,6 +39,7 @@ class Waiting(Generic[BatchT]):
 
     pixels: Pixels
     future: asyncio.Future[BatchRow[BatchT]]
+    permits: int = 1
     since: float = field(default_factory=time.monotonic)
 
     def settle(self, error: Exception | None = None) -> None:
@@ -54,8 +56,10 @@ class Waiting(Generic[BatchT]):
 class Queue(Protocol[BatchT]):
     """What a job needs of the batcher that admitted it."""
 
-    def enqueue(self, job: Job[BatchT], pixels: Pixels) -> asyncio.Future[BatchRow[BatchT]]:
-        """Queues one image of a job."""
+    def enqueue(
+        self, job: Job[BatchT], pixels: Pixels, permits: int
+    ) -> asyncio.Future[BatchRow[BatchT]]:
+        """Queues one image of a job, which uses so many of its permits."""
 
     def drop(self, job: Job[BatchT], error: RequestError | None = None) -> None:
         """Takes a job's waiting images out."""
@@ -82,27 +86,28 @@ class Job(Generic[BatchT]):
         self.deadline = deadline
         self.waiting: deque[Waiting[BatchT]] = deque()
 
-    def submit(self, pixels: Pixels) -> asyncio.Future[BatchRow[BatchT]]:
+    def submit(self, pixels: Pixels, permits: int = 1) -> asyncio.Future[BatchRow[BatchT]]:
         """Queues one image and returns the future of its row.
 
         Args:
-            pixels: (S, S, 3) uint8.
+            pixels: (S, S, 3) uint8, or larger where the engine takes that.
+            permits: How many single images it costs as much as.
 
         The future fails with `EngineError` when its batch does, and with `RequestError`
         (deadline_exceeded, draining) when it is dropped unrun.
         """
-        if self._unused < 1:
+        if self._unused < permits:
             raise ValueError("every permit of this job is used")
-        self._unused -= 1
-        return self._queue.enqueue(self, pixels)
+        self._unused -= permits
+        return self._queue.enqueue(self, pixels, permits)
 
-    def detach(self) -> Callable[[], None]:
-        """Takes one unused permit out of the job and returns the call that gives it back.
+    def detach(self, permits: int = 1) -> Callable[[], None]:
+        """Takes unused permits out of the job and returns the call that gives them back.
 
         For work that outlives its request, such as a decode that runs too long.
         """
-        self._unused -= 1
-        return self._queue.release
+        self._unused -= permits
+        return partial(self._queue.release, permits)
 
     def close(self) -> None:
         """Drops what waits and gives every unused permit back."""

@@ -19,6 +19,7 @@ from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway
 from amdim_serving.opening import ModelConfig
 from amdim_serving.stats import ModelStats
+from amdim_serving.windows import WindowsService
 
 SERVER_NAME = "amdim-embed"
 REST_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
@@ -59,8 +60,9 @@ class KServeModel:
 
 
 def served_models(gateway: Gateway) -> list[KServeModel]:
-    """Returns the model that takes pixels and the one that takes files, `<name>_image`."""
+    """Returns the model that takes pixels, `<name>_image` that takes files, and the windows'."""
     service, spec = gateway.service, gateway.service.spec
+    windows = service.windows
     pixels = TensorInfo(INPUT, "UINT8", (-1, spec.image_size, spec.image_size, 3))
     files = TensorInfo("image", "BYTES", (-1, 1))
     return [
@@ -73,7 +75,20 @@ def served_models(gateway: Gateway) -> list[KServeModel]:
             service.file_stats,
             service.encode_files,
         ),
+        *([] if windows is None else [_windows_model(windows)]),
     ]
+
+
+def _windows_model(windows: WindowsService) -> KServeModel:
+    pixels = TensorInfo(INPUT, "UINT8", (-1, -1, -1, 3))
+    return KServeModel(
+        windows.spec.name,
+        windows.spec,
+        pixels,
+        windows.model.config,
+        windows.stats,
+        windows.encode_pixels,
+    )
 
 
 def find_model(gateway: Gateway, name: str, version: str | None) -> KServeModel:
@@ -112,11 +127,29 @@ def check_input(model: KServeModel, name: str, datatype: str, shape: Sequence[in
         raise RequestError("bad_request", f"The input must be of type {wanted.datatype}.")
     rows = tuple(shape[1:])
     fits = rows == wanted.shape[1:] or (wanted.datatype == "BYTES" and not rows)
+    if model.spec.gives_windows:
+        fits = len(rows) == 3 and rows[2] == 3 and _enters(model.spec, *rows[:2])
     if not shape or shape[0] < 0 or not fits:
-        sides = ", ".join(str(side) for side in wanted.shape[1:])
-        raise RequestError("bad_request", f"The input's shape must be [N, {sides}].")
+        raise RequestError("bad_request", _shape_wanted(model))
     if shape[0] == 0:
         raise RequestError("no_images")
+
+
+def _enters(spec: ModelSpec, height: int, width: int) -> bool:
+    """Whether height and width are S and a multiple of the windows' stride more."""
+    more = [side - spec.image_size for side in (height, width)]
+    return min(more) >= 0 and not any(rest % (spec.window_stride or 1) for rest in more)
+
+
+def _shape_wanted(model: KServeModel) -> str:
+    spec = model.spec
+    if spec.gives_windows:
+        return (
+            f"The input's shape must be [N, H, W, 3], H and W {spec.image_size} and a multiple of "
+            f"{spec.window_stride} more."
+        )
+    sides = ", ".join(str(side) for side in model.input.shape[1:])
+    return f"The input's shape must be [N, {sides}]."
 
 
 def read_bytes(model: KServeModel, data: bytes | memoryview, shape: Sequence[int]) -> Any:

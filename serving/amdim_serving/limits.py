@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from amdim_clients.windows import MAX_WINDOWS
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -18,6 +20,8 @@ class Limits:
     max_images: int = 1024
     max_pixels: int = 50_000_000
     """Pixels per image, read from its header before anything is decoded."""
+    max_windows: int = MAX_WINDOWS
+    """Windows of an image, at all scales together."""
     min_side: int = 2
     """Pixels; the shorter side of an image must be at least this."""
     decode_seconds: float = 10.0

@@ -33,6 +33,7 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+_LISTS = {"outputs": "embedding,local7", "scales": "1,2"}  # comma-separated in a query
 _OPTIONS = _inline(EmbedOptions.model_json_schema())["properties"]
 
 EMBED_BODY: dict[str, Any] = {
@@ -66,8 +67,8 @@ EMBED_PARAMETERS: dict[str, Any] = {
             "in": "query",
             "required": False,
             "description": schema.get("description", ""),
-            "schema": {"type": "string"} if name == "outputs" else schema,
-            **({"example": "embedding,local7"} if name == "outputs" else {}),
+            "schema": {"type": "string"} if name in _LISTS else schema,
+            **({"example": _LISTS[name]} if name in _LISTS else {}),
         }
         for name, schema in _OPTIONS.items()
     ]

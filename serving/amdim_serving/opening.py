@@ -66,6 +66,15 @@ class OpenModel:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowsModel:
+    """A loaded windows model that reproduced its certificate."""
+
+    engine: Engine
+    certificate: Certificate
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A model file that its certificate vouches for, with all that is said of it."""
 

@@ -44,10 +44,17 @@ def decode_picture(
         ImageError: The bytes are not a usable picture.
         RequestError: bad_base64.
     """
+    return decode(picture_bytes(picture), preprocess, limits)
+
+
+def picture_bytes(picture: Picture) -> bytes | memoryview:
+    """Returns a picture's file.
+
+    Raises:
+        RequestError: bad_base64.
+    """
     data = picture.data
-    if isinstance(data, str):
-        data = _from_base64(data)
-    return decode(data, preprocess, limits)
+    return _from_base64(data) if isinstance(data, str) else data
 
 
 def _from_base64(text: str) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from amdim_clients.windows import WindowGrid
 from amdim_serving.errors import ItemError
 
 
@@ -19,6 +20,21 @@ class Timings:
     infer: float = 0.0
     encode: float = 0.0
 
+    def merge(self, other: Timings) -> None:
+        """Keeps the longer time of each stage."""
+        self.decode = max(self.decode, other.decode)
+        self.queue = max(self.queue, other.queue)
+        self.infer = max(self.infer, other.infer)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowVectors:
+    """The vectors of a picture's windows at one scale."""
+
+    grid: WindowGrid
+    vectors: NDArray[np.float32]
+    """(h, w, E)."""
+
 
 @dataclass(slots=True)
 class Embedded:
@@ -27,6 +43,8 @@ class Embedded:
     vectors: dict[str, NDArray[np.float32]]
     width: int
     height: int
+    windows: tuple[WindowVectors, ...] | None = None
+    """By scale; None where they were not asked for."""
 
 
 @dataclass(slots=True)

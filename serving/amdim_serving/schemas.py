@@ -23,7 +23,14 @@ class EmbedOptions(_Strict):
 
     model: str | None = Field(None, description="A served model; default: the default one.")
     outputs: list[str] | None = Field(
-        None, description="Any of the model's outputs; default `embedding` where it has one."
+        None,
+        description="Any of the model's outputs, and `windows`; default `embedding` where it has "
+        "one.",
+    )
+    scales: list[float] | None = Field(
+        None,
+        description="Of `windows`: one to four numbers from 1 to 4; 1: the short side is S. "
+        "Default 1 and 2.",
     )
     normalize: bool = Field(True, description="Divide each vector by its length.")
     dtype: Dtype = Field("float32", description="float16 only with a binary encoding.")
@@ -76,6 +83,17 @@ class Base64Vectors(BaseModel):
     data: str
 
 
+class WindowsItem(BaseModel):
+    """The windows of one image at one scale."""
+
+    scale: float
+    shape: list[int] = Field(description="[h, w, E].")
+    dtype: Dtype | None = None
+    data: list[list[list[float]]] | str
+    first_box: list[float] = Field(description="Of the window at the top left, 0..1, upright.")
+    step: list[float] = Field(description="To the next window to the right, and to the one below.")
+
+
 class EmbeddedItem(BaseModel):
     """One image's vectors, under the names of the outputs asked for, or its error."""
 
@@ -85,6 +103,7 @@ class EmbeddedItem(BaseModel):
     index: int
     id: str | None = None
     embedding: list[float] | Base64Vectors | None = None
+    windows: list[WindowsItem] | None = None
     error: ItemErrorBody | None = None
 
 

@@ -6,7 +6,6 @@ Every protocol calls `EmbedService`; it knows none of them.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,21 +14,25 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from amdim_clients.contract import Certificate
+from amdim_clients.contract import WINDOWS, Certificate
 from amdim_clients.images import ImageLimits, decode_image
+from amdim_clients.windows import DEFAULT_SCALES
+from amdim_serving.admission import Admission
 from amdim_serving.batcher import Batcher
 from amdim_serving.canaries import compare_canaries
 from amdim_serving.decoding import DecodeStage, Queued
 from amdim_serving.engines import Engine
-from amdim_serving.errors import EngineError, ItemError, RequestError
+from amdim_serving.errors import ItemError, RequestError
 from amdim_serving.jobs import Job
 from amdim_serving.limits import Limits
 from amdim_serving.metrics import Metrics
+from amdim_serving.opening import WindowsModel
 from amdim_serving.pictures import Decode, Picture
 from amdim_serving.results import Embedded, EmbedResult, Timings
 from amdim_serving.stats import ModelStats
 from amdim_serving.threads import ThreadPool
 from amdim_serving.vectors import VectorBatch, encode_batch
+from amdim_serving.windows import WindowsService
 
 Pixels = NDArray[np.uint8]
 ResultT = TypeVar("ResultT")
@@ -43,6 +46,7 @@ class EmbedService:
         beside: The same with one thread a call, for the cores that decode too. With it, decodes
             and batches take turns on as many threads as there are cores, and `engine` gets what
             comes alone. Closed by `close`.
+        windows: Gives the vectors of a picture's windows; None: there are none. Closed by `close`.
         limits: Enforced here: images, pixels, sides, decode seconds, queue, deadline.
         decode_threads: 0: as many as cores.
         metrics: Told what happens.
@@ -54,6 +58,7 @@ class EmbedService:
         engine: Engine,
         *,
         beside: Engine | None = None,
+        windows: WindowsModel | None = None,
         limits: Limits | None = None,
         decode_threads: int = 0,
         metrics: Metrics | None = None,
@@ -64,6 +69,7 @@ class EmbedService:
         self.spec = engine.spec
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
+        self._admission = Admission(self.limits, self.metrics)
         self.stats = ModelStats()
         """Of everything that was encoded."""
         self.file_stats = ModelStats()
@@ -90,6 +96,16 @@ class EmbedService:
             free=None if beside is None else self._free_cores,
             on_batch=self._count_batch,
         )
+        self.windows: WindowsService | None = None
+        if windows is not None:
+            self.windows = WindowsService(
+                windows,
+                limits=self.limits,
+                decoders=self._decoders,
+                engines=self._engines,
+                admission=self._admission,
+                metrics=self.metrics,
+            )
         self._instances = instances
         if beside is not None:
             self._decoders.on_free = self.batcher.poke
@@ -100,6 +116,8 @@ class EmbedService:
         if self._engines is not self._decoders:
             self._engines.start()
         self.batcher.start()
+        if self.windows is not None:
+            self.windows.start()
         self._unwatch = self.metrics.watch(
             lambda: self.batcher.stats.busy_s,
             lambda: self.batcher.admitted,
@@ -108,10 +126,15 @@ class EmbedService:
 
     async def close(self, timeout_s: float = 30.0) -> None:
         """Finishes accepted work, then frees threads and engine."""
-        await self.batcher.close(timeout_s)
+        closing = [self.batcher.close(timeout_s)]
+        if self.windows is not None:
+            closing.append(self.windows.close(timeout_s))
+        await asyncio.gather(*closing)
         self._unwatch()
         self._decoders.close()
         self.engine.close()
+        if self.windows is not None:
+            self.windows.free()
         if self._beside is not None:
             self._beside.close()
         if self._engines is not self._decoders:
@@ -126,7 +149,9 @@ class EmbedService:
         if not names:
             return (self.spec.default_output,)
         for name in names:
-            if name not in self.spec.outputs:
+            if name == WINDOWS and self.windows is None:
+                raise RequestError("unknown_output", "No model of windows is served here.")
+            if name not in self.spec.outputs and name != WINDOWS:
                 raise RequestError("unknown_output")
         return tuple(dict.fromkeys(names))
 
@@ -146,7 +171,7 @@ class EmbedService:
         """
         result = EmbedResult()
         async with (
-            self._counted(self.file_stats, len(pictures), result.timings),
+            self._admission.counted(self.file_stats, len(pictures), result.timings, as_batch=True),
             self._admitted(len(pictures), outputs, result.timings) as job,
         ):
             queued = await self._decoding.decode_all(job, pictures, result.timings)
@@ -154,6 +179,42 @@ class EmbedService:
                 result.items.append(await self._finish(decoded, outputs, normalize, result.timings))
         self.metrics.image("ok", sum(isinstance(item, Embedded) for item in result.items))
         return result
+
+    async def embed_windows(
+        self,
+        pictures: Sequence[Picture],
+        outputs: Sequence[str],
+        *,
+        scales: Sequence[float] | None = None,
+        normalize: bool = True,
+    ) -> EmbedResult:
+        """Embeds pictures, with the vectors of all their windows among the outputs.
+
+        Args:
+            pictures: At most `limits.max_images`.
+            outputs: As `check_outputs` returned them; others than `windows` need not be there.
+            scales: Good ones; the default ones when not given.
+            normalize: Whether each vector is divided by its length.
+
+        Raises:
+            RequestError: As `embed`; too_many_windows where all pictures together have them.
+        """
+        assert self.windows is not None, "check_outputs comes first"
+        result = await self.windows.embed(pictures, scales or DEFAULT_SCALES, normalize=normalize)
+        others = tuple(name for name in outputs if name != WINDOWS)
+        if not others:
+            for item in result.items:
+                self.metrics.image(item.code if isinstance(item, ItemError) else "ok")
+            return result
+        whole = await self.embed(pictures, others, normalize=normalize)
+        for index, item in enumerate(result.items):
+            other = whole.items[index]
+            if isinstance(item, ItemError) and not isinstance(other, ItemError):
+                whole.items[index] = item
+            elif isinstance(item, Embedded) and isinstance(other, Embedded):
+                other.windows = item.windows
+        whole.timings.merge(result.timings)
+        return whole
 
     async def encode_pixels(
         self, images: Pixels, outputs: Sequence[str]
@@ -264,51 +325,11 @@ class EmbedService:
 
         Raises:
             RequestError: no_images, too_many_images, overloaded, draining, deadline_exceeded,
-                internal, and what the work itself raises.
+                internal, engine_unavailable, and what the work itself raises.
         """
-        limit_s = self.limits.deadline_seconds
-        async with self._counted(self.stats, images, timings):
-            try:
-                if not images:
-                    raise RequestError("no_images")
-                if images > self.limits.max_images:
-                    raise RequestError("too_many_images")
-                deadline = time.monotonic() + limit_s
-                with self.batcher.admit(images, outputs, deadline=deadline) as job:
-                    async with asyncio.timeout(limit_s):
-                        yield job
-            except TimeoutError as error:
-                raise self._failed(RequestError("deadline_exceeded"), images) from error
-            except EngineError as error:
-                failed = RequestError(error.code, status=error.status)
-                raise self._failed(failed, images) from error
-            except RequestError as error:
-                raise self._failed(error, images) from error.__cause__
-
-    @asynccontextmanager
-    async def _counted(
-        self, stats: ModelStats, images: int, timings: Timings
-    ) -> AsyncIterator[None]:
-        """Counts a request in a model's statistics, as it ends."""
-        started = time.monotonic()
-        try:
-            yield
-        except RequestError:
-            stats.failed(time.monotonic() - started)
-            raise
-        if stats is self.file_stats:
-            stats.batch(images, timings.infer)
-        stats.succeeded(
-            images,
-            time.monotonic() - started,
-            queue_s=timings.queue,
-            input_s=timings.decode,
-            infer_s=timings.infer,
-        )
-
-    def _failed(self, error: RequestError, images: int) -> RequestError:
-        self.metrics.image(error.code, images)
-        return error
+        async with self._admission.bounded(self.stats, images, timings) as deadline:
+            with self.batcher.admit(images, outputs, deadline=deadline) as job:
+                yield job
 
     def _count_batch(self, images: int, seconds: float) -> None:
         self.metrics.batch(images)

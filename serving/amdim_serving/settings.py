@@ -96,6 +96,7 @@ class Settings(BaseSettings):
     inflight_bytes: Count = _DEFAULTS.inflight_bytes
     max_images: Count = _DEFAULTS.max_images
     max_pixels: Count = _DEFAULTS.max_pixels
+    max_windows: Count = _DEFAULTS.max_windows
     min_side: Count = _DEFAULTS.min_side
     decode_seconds: Seconds = _DEFAULTS.decode_seconds
     queue_images: Count = _DEFAULTS.queue_images

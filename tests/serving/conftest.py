@@ -119,6 +119,11 @@ def _config(digests: dict[str, str], max_batch_size: int, delay_us: int) -> str:
     return "\n".join(lines)
 
 
+def _packed(array: np.ndarray) -> dict[str, object]:
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "data": data}
+
+
 def write_repository(
     root: Path,
     *,
@@ -138,10 +143,6 @@ def write_repository(
     names = ["embedding", "global", "local5", "local7"]
     vectors = dict(zip(names, session.run(names, {"images": pixels}), strict=True))
 
-    def packed(array: np.ndarray) -> dict[str, object]:
-        data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-        return {"shape": list(array.shape), "dtype": array.dtype.name, "data": data}
-
     digests = {
         "encoder_digest": "sha256:" + "e" * 64,
         "preprocess_digest": Preprocess.for_image_size(S).digest,
@@ -153,13 +154,83 @@ def write_repository(
         "precision": "fp32",
         "tolerance": {"max_relative_error": 1e-3, "min_cosine": 0.9999},
         "canaries": {
-            "pixels": packed(pixels),
-            "vectors": {name: packed(array + canary_shift) for name, array in vectors.items()},
+            "pixels": _packed(pixels),
+            "vectors": {name: _packed(array + canary_shift) for name, array in vectors.items()},
         },
     }
     (version / "certificate.json").write_text(json.dumps(certificate))
     (root / "amdim" / "config.pbtxt").write_text(_config(digests, max_batch_size, delay_us))
     return root
+
+
+def windows_graph() -> onnx.ModelProto:
+    """The tiny graph's `embedding` of every window: it pads nothing, so one pass gives them all."""
+    model = tiny_graph()
+    graph = model.graph
+    kept = [node for node in graph.node if node.output[0] in _TO_F1]
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.node.append(helper.make_node("Transpose", ["f1"], ["grid"], perm=[0, 2, 3, 1]))
+    graph.node.append(helper.make_node("MatMul", ["grid", "whiten"], ["windows"]))
+    for tensor in [weight for weight in graph.initializer if weight.name in ("w5", "w7")]:
+        graph.initializer.remove(tensor)
+    del graph.input[:], graph.output[:]
+    sizes = ["N", "H", "W", 3]
+    graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, sizes))
+    shape = ["N", "h", "w", E]
+    graph.output.append(helper.make_tensor_value_info("windows", TensorProto.FLOAT, shape))
+    return model
+
+
+_TO_F1 = ("float", "centred", "scaled", "nchw", "pooled", "f1")
+
+
+def write_windows(root: Path, *, encoder: str = "e" * 64, canary_shift: float = 0.0) -> Path:
+    """Writes model_repository/amdim_windows/1 beside the tiny model."""
+    version = root / "amdim_windows" / "1"
+    version.mkdir(parents=True)
+    data = windows_graph().SerializeToString()
+    (version / "model.onnx").write_bytes(data)
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    pixels = np.random.default_rng(2).integers(0, 256, (4, S + 4, S + 8, 3), dtype=np.uint8)
+    (windows,) = session.run(["windows"], {"images": pixels})
+    config = (root / "amdim" / "config.pbtxt").read_text()
+    certificate = json.loads((root / "amdim" / "1" / "certificate.json").read_text())
+    own = "sha256:" + hashlib.sha256(data).hexdigest()
+    old = certificate["artifact_digest"]
+    certificate |= {"artifact_digest": own, "encoder_digest": "sha256:" + encoder}
+    certificate["canaries"] = {
+        "pixels": _packed(pixels),
+        "vectors": {"windows": _packed(windows + np.float32(canary_shift))},
+    }
+    (version / "certificate.json").write_text(json.dumps(certificate))
+    lines = [
+        line.replace(f"[{S}, {S}, 3]", "[-1, -1, 3]")
+        .replace('"amdim"', '"amdim_windows"')
+        .replace('string_value: "embedding"', 'string_value: "windows"')
+        .replace(old, own)
+        .replace("e" * 64, encoder)
+        for line in config.splitlines()
+        if not line.startswith("output")
+    ]
+    lines += [
+        f'output {{ name: "windows" data_type: TYPE_FP32 dims: [-1, -1, {E}] }}',
+        'parameters { key: "amdim.kind" value { string_value: "windows" } }',
+        'parameters { key: "amdim.window_stride" value { string_value: "4" } }',
+    ]
+    (root / "amdim_windows" / "config.pbtxt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="session")
+def publish_windows() -> Callable[..., Path]:
+    """Writes the windows model of the tiny model beside it."""
+    return write_windows
+
+
+@pytest.fixture(scope="session")
+def windows_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_windows(write_repository(tmp_path_factory.mktemp("with-windows")))
 
 
 @pytest.fixture(scope="session")

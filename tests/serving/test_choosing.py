@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amdim_serving.choosing import list_candidates, open_engine, settle
-from amdim_serving.errors import CanaryError, StartError
+from amdim_serving.errors import CanaryError, ProviderError, StartError
 from amdim_serving.gateway import build_gateway, reopen_gateway
 from amdim_serving.settings import Settings
 
@@ -105,11 +105,15 @@ def test_what_cannot_run_is_a_sentence(
 def test_a_precision_that_misses_its_targets_is_served_only_by_name(models: Path) -> None:
     add_int8(models, qualifies=False)
     assert not [way for way in ways(settings(models)) if "int8" in way]
-    opened = open_engine(settings(models, precision="int8", engine="openvino"))
-    spec = opened.engine.spec
-    assert (opened.engine.info.precision, spec.name, spec.version) == ("int8", "amdim", "1")
-    assert opened.config.name == "amdim"
-    opened.engine.close()
+    named = list_candidates(settings(models, precision="int8", engine="openvino"))
+    assert [(one.engine, one.precision) for one in named] == [("openvino", "int8")]
+    (artifact,) = [one.artifact for one in named]
+    assert (artifact.spec.name, artifact.spec.version, artifact.config.name) == (
+        *("amdim", "1"),
+        "amdim",
+    )
+    with pytest.raises(ProviderError, match="int8"):  # nothing in that file multiplies int8
+        open_engine(settings(models, precision="int8", engine="openvino"))
 
 
 def test_an_artifact_of_another_encoder_is_none_of_this_model(models: Path) -> None:

@@ -13,6 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
+from amdim_clients.contract import WINDOWS
+from amdim_clients.errors import ScaleError
+from amdim_clients.windows import check_scales
 from amdim_serving.embed_answer import EmbedCall, encode_answer, server_timing
 from amdim_serving.embed_request import query_options, read_form, read_json
 from amdim_serving.encodings import JSON, NPY, SAFETENSORS
@@ -65,7 +68,12 @@ async def answer_embed(gateway: Gateway, scope: Scope, receive: Receive) -> Resp
     call = EmbedCall(pictures, options, service.check_outputs(options.outputs), media_type)
     _check_combination(call)
     async with DisconnectWatch(receive):
-        result = await service.embed(pictures, call.outputs, normalize=options.normalize)
+        if WINDOWS in call.outputs:
+            result = await service.embed_windows(
+                pictures, call.outputs, scales=options.scales, normalize=options.normalize
+            )
+        else:
+            result = await service.embed(pictures, call.outputs, normalize=options.normalize)
         if is_raw or options.on_error == "fail" or media_type != JSON:
             _raise_first(result, named=not is_raw)
         return await _answer(gateway, call, result)
@@ -88,6 +96,15 @@ async def _read(
 
 
 def _check_combination(call: EmbedCall) -> None:
+    if call.options.scales is not None:
+        if WINDOWS not in call.outputs:
+            raise RequestError("bad_request", "The option scales is for the output windows.")
+        try:
+            check_scales(call.options.scales)
+        except ScaleError as error:
+            raise RequestError("bad_request", str(error)) from error
+    if call.media_type == NPY and WINDOWS in call.outputs:
+        raise RequestError("bad_request", "Windows have boxes, which an .npy file cannot hold.")
     if call.media_type == NPY and len(call.outputs) != 1:
         raise RequestError("bad_request", "An .npy answer holds exactly one output.")
     options = call.options
@@ -105,8 +122,11 @@ def _raise_first(result: EmbedResult, *, named: bool) -> None:
 async def _answer(gateway: Gateway, call: EmbedCall, result: EmbedResult) -> Response:
     started = time.perf_counter()
     service = gateway.service
-    encode = partial(encode_answer, call, result, gateway.digests)
-    big = call.count_values(service.spec.outputs) > _BIG_ANSWER_VALUES
+    digests = gateway.digests
+    if service.windows is not None and WINDOWS in call.outputs:
+        digests = {**digests, "windows_artifact_digest": service.windows.spec.artifact_digest}
+    encode = partial(encode_answer, call, result, digests)
+    big = WINDOWS in call.outputs or call.count_values(service.spec.outputs) > _BIG_ANSWER_VALUES
     content = await service.run_in_thread(encode) if big else encode()
     result.timings.encode = time.perf_counter() - started
     service.metrics.stage("encode", result.timings.encode)
