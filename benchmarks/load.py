@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,18 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 PHOTOS = HERE.parents[1] / "shared" / "data" / "photos.zip"
 _SCRIPT = HERE / "photos.lua"
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How a photo is posted: where, under which headers, and between which bytes."""
+
+    path: str = "/embed"
+    headers: tuple[str, ...] = ("Content-Type: image/jpeg",)
+    wrap: Callable[[bytes], bytes] | None = None
+
+
+RAW = Wire()
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,19 @@ class LoadResult:
     cpu_s: float
 
 
-def run_load(port: int, photos: Sequence[Path], *, clients: int, seconds: float) -> LoadResult:
-    """Keeps `clients` requests of one raw photo each in flight for `seconds`."""
+def run_load(
+    port: int, photos: Sequence[Path], *, clients: int, seconds: float, wire: Wire = RAW
+) -> LoadResult:
+    """Keeps `clients` requests of one photo each in flight for `seconds`."""
     wrk = shutil.which("wrk")
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as names:
-        names.write("\n".join(str(photo) for photo in photos))
-        names.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        if wire.wrap is not None:
+            bodies = [Path(folder) / f"{number}.body" for number in range(len(photos))]
+            for body, photo in zip(bodies, photos, strict=True):
+                body.write_bytes(wire.wrap(photo.read_bytes()))
+            photos = bodies
+        names = Path(folder) / "names.txt"
+        names.write_text("\n".join(str(photo) for photo in photos))
         if wrk is not None:
             command = [wrk, "-t", "1", "-c", str(clients), "-d", f"{round(seconds)}s"]
             command += ["--timeout", "30s", "-s", str(_SCRIPT), f"http://127.0.0.1:{port}"]
@@ -58,7 +77,12 @@ def run_load(port: int, photos: Sequence[Path], *, clients: int, seconds: float)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ran = subprocess.run(
             command,
-            env={**os.environ, "AMDIM_BENCH_PHOTOS": names.name},
+            env={
+                **os.environ,
+                "AMDIM_BENCH_PHOTOS": str(names),
+                "AMDIM_BENCH_PATH": wire.path,
+                "AMDIM_BENCH_HEADERS": "\n".join(wire.headers),
+            },
             capture_output=True,
             text=True,
             check=True,
@@ -188,13 +212,15 @@ async def _client(port: int, bodies: list[bytes], first: int, end: float) -> lis
     """One connection that posts photos until `end`; returns latencies, failures as NaN."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     latencies: list[float] = []
+    lines = [f"POST {os.environ['AMDIM_BENCH_PATH']} HTTP/1.1", "Host: x"]
+    lines += os.environ["AMDIM_BENCH_HEADERS"].splitlines()
+    head = "".join(f"{line}\r\n" for line in lines)
     at = first
     while time.perf_counter() < end:
         body = bodies[at % len(bodies)]
         at += 1
         started = time.perf_counter()
-        head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answer = await reader.readuntil(b"\r\n\r\n")
         length = next(
             int(line.split(b":")[1])

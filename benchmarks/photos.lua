@@ -1,4 +1,5 @@
--- wrk script: posts the picture files named in the environment, in turn, as raw bodies.
+-- wrk script: posts the files named in the environment, in turn, to the path and with the headers
+-- that it names too.
 -- Each thread starts elsewhere in the list; the last line of output is the result as JSON.
 
 local threads = 0
@@ -11,11 +12,14 @@ end
 function init(args)
   requests = {}
   next_request = offset
-  failed = 0
+  local headers = {}
+  for name, value in os.getenv("AMDIM_BENCH_HEADERS"):gmatch("([^:\n]+): ([^\n]*)") do
+    headers[name] = value
+  end
   for path in io.lines(os.getenv("AMDIM_BENCH_PHOTOS")) do
     local file = assert(io.open(path, "rb"))
-    local headers = { ["Content-Type"] = "image/jpeg" }
-    requests[#requests + 1] = wrk.format("POST", "/embed", headers, file:read("*a"))
+    requests[#requests + 1] = wrk.format(
+      "POST", os.getenv("AMDIM_BENCH_PATH"), headers, file:read("*a"))
     file:close()
   end
 end
