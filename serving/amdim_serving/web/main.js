@@ -78,6 +78,7 @@ async function openVectors(file) {
 }
 
 async function saveVectors() {
+  await thumbnails.finished(); // they are saved too
   const address = URL.createObjectURL(await toFile(collection));
   const link = Object.assign(document.createElement("a"), {
     href: address,

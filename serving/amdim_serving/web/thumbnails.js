@@ -4,7 +4,8 @@
 export class Thumbnails {
   #waiting = [];
   #addresses = new Map();
-  #files = new Map();
+  #files = new Map(); // what each worker is at, or null
+  #awaited = [];
 
   constructor(collection, workers = 2) {
     this.collection = collection;
@@ -24,6 +25,19 @@ export class Thumbnails {
       this.#addresses.set(picture.id, URL.createObjectURL(picture.thumbnail));
     }
     return this.#addresses.get(picture.id);
+  }
+
+  /** Resolves once every picture has its thumbnail, or is known to have none. */
+  finished() {
+    return new Promise((resolve) => {
+      this.#awaited.push(resolve);
+      this.#tellWhenDone();
+    });
+  }
+
+  #tellWhenDone() {
+    const isBusy = this.#waiting.length || [...this.#files.values()].some(Boolean);
+    if (!isBusy) for (const resolve of this.#awaited.splice(0)) resolve();
   }
 
   #forget(id) {
@@ -51,7 +65,7 @@ export class Thumbnails {
 
   #feed(worker) {
     const picture = this.#waiting.shift();
-    if (!picture) return;
+    if (!picture) return this.#tellWhenDone();
     this.#files.set(worker, picture);
     const isSmall = Boolean(picture.thumbnail); // it came with its vector
     worker.postMessage({ id: picture.id, file: picture.thumbnail ?? picture.file, isSmall });
