@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from amdim_clients.images import Preprocess
@@ -19,6 +20,7 @@ from amdim_export.canaries import draw_canaries
 from amdim_export.certificate import Canaries, Certificate
 from amdim_export.digests import encoder_digest
 from amdim_export.eager import reference_vectors
+from amdim_export.errors import ParityError
 from amdim_export.fingerprint import artifact_digest
 from amdim_export.graph import ServingGraph
 from amdim_export.names import EMBEDDING, GLOBAL
@@ -34,6 +36,9 @@ from amdim_training.checkpoint import Checkpoint
 
 HELD_OUT_LIMIT = 2_048
 """Pictures measured at most: ten neighbours among so many are a finer test than among few."""
+
+_SAME = 0.999
+"""Other sums may round a few values to the next level; a wrong kernel is nowhere near."""
 
 Engine = Literal["openvino", "onnxruntime"]
 
@@ -66,7 +71,7 @@ def certify_int8(
         max_batch_size: The largest batch it will serve.
 
     Raises:
-        ParityError: An output is missing, of another shape or not finite.
+        ParityError: An output is missing, of another shape, not finite, or depends on the batch.
         PicturesError: There are no pictures to measure on.
         UnavailableError: The engine is not installed.
     """
@@ -86,6 +91,7 @@ def certify_int8(
             default_output=GLOBAL if recipe is None else EMBEDDING,
         )
         given = encode(drawn)
+        require_batches_agree(encode, real)
     speedup = _speedup(measured, real) if engine == "openvino" else None
     source = f"{len(real)} held-out pictures of {', '.join(path.name for path in parity_on)}"
     tolerance = canary_tolerance({name: agreement(wanted[name], given[name]) for name in wanted})
@@ -105,6 +111,35 @@ def certify_int8(
         recipe="" if recipe is None else recipe.description,
         precisions={"int8": int8},
     )
+
+
+def require_batches_agree(
+    encode: Encode, pixels: Pixels, *, sizes: Sequence[int] = (1, 2, 7)
+) -> None:
+    """Refuses an engine whose vectors of a picture depend on how many others go with it.
+
+    An int8 artifact's own loss would hide a kernel that is wrong at one size only.
+
+    Args:
+        encode: The artifact.
+        pixels: (N, S, S, 3) uint8; the first 16 are run.
+        sizes: Batches to compare with all of them together.
+
+    Raises:
+        ParityError: Names the size and the output.
+    """
+    pixels = pixels[:16]
+    together = encode(pixels)
+    for size in sizes:
+        parts = [encode(pixels[at : at + size]) for at in range(0, len(pixels), size)]
+        for name, value in together.items():
+            apart = np.concatenate([part[name] for part in parts])
+            found = agreement(value.reshape(len(value), -1), apart.reshape(len(apart), -1))
+            if not found.min_cosine >= _SAME:
+                raise ParityError(
+                    f"{name} of a picture in a batch of {size} has cosine {found.min_cosine:.4f} "
+                    f"to the same one's in a batch of {len(pixels)}"
+                )
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from amdim_clients.images import Preprocess
+from amdim_export.certifying_int8 import require_batches_agree
+from amdim_export.errors import GraphError, ParityError
 from amdim_export.finetune import FineTuning, distance, finetune
 from amdim_export.graph import ServingGraph
 from amdim_export.parity import agreement
@@ -15,8 +17,6 @@ from amdim_export.pictures import sample_pictures
 from amdim_export.quantize import QuantizeOptions, export_graph, quantized_graph
 from amdim_export.quantized_graph import Scheme, calibrate, quantized, shift_sums
 from amdim_export.runtime import OnnxEncoder
-
-CALIBRATED = QuantizeOptions(tuning=FineTuning(steps=0))
 
 
 def _pixels(pictures, side: int) -> torch.Tensor:
@@ -45,8 +45,14 @@ def graph(plain) -> ServingGraph:
 
 
 @pytest.fixture(scope="module")
-def student(graph, pixels) -> ServingGraph:
-    return quantized_graph(graph, pixels, CALIBRATED)
+def exported(graph, pixels) -> dict[str, tuple[ServingGraph, bytes]]:
+    """For each target the quantized graph and its file."""
+    made = {}
+    for target in ("openvino", "tensorrt"):
+        options = QuantizeOptions(tuning=FineTuning(steps=0), target=target)
+        student = quantized_graph(graph, pixels, options)
+        made[target] = student, export_graph(student, 64)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -69,27 +75,39 @@ def test_shifted_sums_are_positive_and_change_nothing(
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
 @pytest.mark.parametrize("level", ["disabled", "all"])
-def test_the_file_computes_what_the_graph_does(graph, pixels, target, level):
-    options = QuantizeOptions(tuning=FineTuning(steps=0), target=target)
-    student = quantized_graph(graph, pixels, options)
-    expected = _run(student, pixels)
-    given = OnnxEncoder(export_graph(student, 64), level=level)(pixels.numpy())
-    for name, value in expected.items():
+def test_the_file_computes_what_the_graph_does(exported, pixels, target, level):
+    student, model = exported[target]
+    given = OnnxEncoder(model, level=level)(pixels.numpy())
+    for name, value in _run(student, pixels).items():
         found = agreement(value, given[name])
         assert found.mean_cosine > 0.9995, (name, found)
 
 
-def test_rounding_costs_little_and_something(graph, student, pixels):
+def test_a_part_may_stay_in_float(graph, pixels):
+    options = QuantizeOptions(tuning=FineTuning(steps=0), keep_float=frozenset({"head7", "1"}))
+    model = onnx.load_from_string(export_graph(quantized_graph(graph, pixels, options), 64))
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert "trunk.head5.conv1.weight_int8" in names
+    assert "trunk.head7.conv1.weight" in names
+    assert "trunk.layers.1.conv1.weight" in names
+    unknown = QuantizeOptions(keep_float=frozenset({"head9"}))
+    with pytest.raises(GraphError, match="no part is called head9; there are head5, head7, 1, 2"):
+        quantized_graph(graph, pixels, unknown)
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+def test_rounding_costs_little_and_something(graph, exported, pixels, target):
+    given = _run(exported[target][0], pixels)
     for name, value in _run(graph, pixels).items():
-        found = agreement(value, _run(student, pixels)[name])
+        found = agreement(value, given[name])
         assert 0.99 < found.mean_cosine < 0.999999, (name, found)
 
 
-def test_the_file_is_symmetric_and_holds_int8_weights(student):
-    model = onnx.load_from_string(export_graph(student, 64))
+def test_the_file_is_symmetric_and_holds_int8_weights(exported):
+    model = onnx.load_from_string(exported["openvino"][1])
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     weights = [name for name in arrays if name.endswith("weight_int8")]
-    assert len(weights) == 6 * 2 + 4 + 2 * 3  # units, what four of them widen by, heads
+    assert len(weights) == 5 * 2 + 3 + 2 * 3  # all units but the last, what they widen by, heads
     assert all(arrays[name].dtype == np.int8 for name in weights)
     zeros = {
         bool(np.any(arrays[node.input[2]]))
@@ -99,19 +117,16 @@ def test_the_file_is_symmetric_and_holds_int8_weights(student):
     assert zeros == {False}
 
 
-def test_for_tensorrt_nothing_is_unsigned(graph, pixels):
-    options = QuantizeOptions(tuning=FineTuning(steps=0), target="tensorrt")
-    model = onnx.load_from_string(export_graph(quantized_graph(graph, pixels, options), 64))
+def test_for_tensorrt_nothing_is_unsigned(exported):
+    model = onnx.load_from_string(exported["tensorrt"][1])
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     assert onnx.TensorProto.INT8 in kinds
     assert onnx.TensorProto.UINT8 not in kinds
 
 
-def test_signed_int8_parses_without_a_warning_and_compiles(compile_for_tensorrt, graph, pixels):
-    options = QuantizeOptions(tuning=FineTuning(steps=0), target="tensorrt")
-    model = export_graph(quantized_graph(graph, pixels, options), 64)
+def test_signed_int8_parses_without_a_warning_and_compiles(compile_for_tensorrt, exported):
     sizes = ("1x64x64x3", "4x64x64x3", "8x64x64x3")
-    (said,) = compile_for_tensorrt({"int8.onnx": model}, sizes).values()
+    (said,) = compile_for_tensorrt({"int8.onnx": exported["tensorrt"][1]}, sizes).values()
     assert "refused" not in said, said
     assert said["notes"] == []
 
@@ -134,12 +149,23 @@ def test_fine_tuning_comes_nearer_and_is_the_same_again(graph, pixels):
     assert all(torch.equal(a, b) for a, b in zip(after, again, strict=True))
 
 
-def test_openvino_computes_what_the_graph_does(student, pixels):
+def test_openvino_computes_what_the_graph_does(exported, pixels):
     pytest.importorskip("openvino")
     from amdim_export.openvino_precision import opened
 
-    with opened(export_graph(student, 64)) as encode:
+    student, model = exported["openvino"]
+    with opened(model) as encode:
         given = encode(pixels.numpy())
+        require_batches_agree(encode, pixels.numpy())
     for name, value in _run(student, pixels).items():
         found = agreement(value, given[name])
         assert found.mean_cosine > 0.9995, (name, found)
+
+
+def test_an_engine_that_is_wrong_for_single_pictures_is_refused(pixels):
+    def wrong(batch):
+        flat = batch.reshape(len(batch), -1).astype(np.float32)
+        return {"global": -flat if len(batch) == 1 else flat}
+
+    with pytest.raises(ParityError, match=r"batch of 1 has cosine -1\.0000"):
+        require_batches_agree(wrong, pixels.numpy())
