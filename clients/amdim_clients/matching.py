@@ -6,6 +6,7 @@ all live in one space. NumPy only: knows neither engines nor transports.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from amdim_clients.errors import ContractError
 from amdim_clients.fields import Box, PictureFrame
+from amdim_clients.windows import WindowGrid
 
 FloatArray = npt.NDArray[np.float32]
 ScoreKind = Literal["amdim", "cosine"]
@@ -126,6 +128,35 @@ def match_pictures(
         whole=_place(query.global_[None], candidate, kind),
         region=region_place,
     )
+
+
+@dataclass(frozen=True)
+class WindowMatch:
+    """The window of a picture that is nearest to a query."""
+
+    cosine: float
+    scale: float
+    box: Box  # 0..1 of the upright picture
+
+
+def nearest_window(
+    query: npt.NDArray[Any], windows: Sequence[tuple[WindowGrid, npt.NDArray[Any]]]
+) -> WindowMatch:
+    """The window, at any scale, whose vector has the highest cosine with the query's.
+
+    Args:
+        query: (E,).
+        windows: For each scale its grid and (h, w, E) vectors; at least one scale.
+    """
+    best: WindowMatch | None = None
+    for grid, vectors in windows:
+        scores = cosine_score(query, vectors)  # (h, w)
+        row, column = (int(at) for at in np.unravel_index(scores.argmax(), scores.shape))
+        if best is None or scores[row, column] > best.cosine:
+            best = WindowMatch(float(scores[row, column]), grid.scale, grid.box(row, column))
+    if best is None:
+        raise ContractError("there are no windows to compare with")
+    return best
 
 
 def _place(sources: npt.NDArray[Any], candidate: PictureFeatures, kind: ScoreKind) -> Place:

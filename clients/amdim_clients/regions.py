@@ -12,11 +12,12 @@ from PIL import Image
 
 from amdim_clients.errors import RegionError
 from amdim_clients.fields import Box
-from amdim_clients.images import load_rgb
+from amdim_clients.images import ImageLimits, load_rgb
 
 # A region is found better with a little of what is around it: benchmarks/search.py.
 CONTEXT: Final = 1.2
 _LEAST_SIDE: Final = 4  # pixels
+_DEFAULT_LIMITS: Final = ImageLimits()
 
 
 def parse_region(text: str) -> Box:
@@ -67,7 +68,9 @@ def square_around(region: Box, width: int, height: int, *, context: float = CONT
     return left / width, top / height, (left + side) / width, (top + side) / height
 
 
-def cut_region(data: bytes, region: Box) -> bytes:
+def cut_region(
+    data: bytes | memoryview, region: Box, limits: ImageLimits = _DEFAULT_LIMITS
+) -> bytes:
     """The square about a region of a picture, as a file without loss.
 
     Raises:
@@ -75,7 +78,7 @@ def cut_region(data: bytes, region: Box) -> bytes:
         ImageError: The bytes are not a usable picture.
     """
     check_region(region)
-    image = load_rgb(data)
+    image = load_rgb(data, limits)
     width, height = image.size
     x0, y0, x1, _ = square_around(region, width, height)
     left, top = round(x0 * width), round(y0 * height)

@@ -10,7 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from amdim_clients.errors import ScaleError
 from amdim_clients.fields import Box
+from amdim_clients.windows import check_scales
 from amdim_serving.bodies import split_multipart
 from amdim_serving.embed_request import invalid
 from amdim_serving.errors import RequestError
@@ -29,6 +31,12 @@ class MatchOptions(BaseModel):
     score: ScoreName = Field("amdim", description="The trained score, or the cosine.")
     region: Box | None = Field(
         None, description="Part of the query, x0, y0, x1, y1 in 0..1 of the upright picture."
+    )
+    windows: bool = Field(
+        False, description="Also find the window of each candidate that is nearest to the query."
+    )
+    scales: list[float] | None = Field(
+        None, description="Of the windows; one to four numbers from 1 to 4. Default 1 and 2."
     )
 
 
@@ -80,7 +88,7 @@ def read_match_form(body: bytes, content_type: bytes) -> MatchCall:
             raise RequestError("bad_request", "An option is given twice.")
         else:
             text = str(part.data, "utf-8", "replace")
-            values[part.name] = text.split(",") if part.name == "region" else text
+            values[part.name] = text.split(",") if part.name in ("region", "scales") else text
     if len(queries) != 1:
         raise RequestError("no_images", "The request must hold exactly one query.")
     try:
@@ -93,4 +101,11 @@ def read_match_form(body: bytes, content_type: bytes) -> MatchCall:
 def _checked(query: Picture, candidates: list[Picture], options: MatchOptions) -> MatchCall:
     if not candidates:
         raise RequestError("no_images", "The request holds no candidate.")
+    if options.scales is not None:
+        if not options.windows:
+            raise RequestError("bad_request", "The option scales is for windows.")
+        try:
+            check_scales(options.scales)
+        except ScaleError as error:
+            raise RequestError("bad_request", str(error)) from error
     return MatchCall(query, candidates, options)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from amdim_clients.contract import WINDOWS
 from amdim_clients.images import Preprocess
@@ -249,3 +252,50 @@ def test_the_windows_model_is_shown_with_its_certificate(windows_repository):
     assert set(shown["models"]) == {"amdim", "amdim_windows"}
     assert shown["models"]["amdim_windows"]["spec"]["window_stride"] == 4
     assert shown["limits"]["max_windows"] == 2048
+
+
+def test_match_finds_the_window_that_holds_the_query(client_for, windows_repository, picture):
+    ((grid, pixels),) = decode_windows(picture, PREPROCESS, (2,))
+    i, j = 4, 9
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[4 * i : 4 * i + 32, 4 * j : 4 * j + 32]).save(buffer, "PNG")
+    images: dict[str, Any] = {
+        "query": {"data": base64.b64encode(buffer.getvalue()).decode()},
+        "candidates": [
+            {"data": base64.b64encode(data).decode()} for data in (picture, b"no picture")
+        ],
+    }
+    whole, region, wrong = ask(
+        client_for,
+        windows_repository,
+        ("/match", {"json": {**images, "windows": True, "scales": [2]}}),
+        (
+            "/match",
+            {
+                "json": {
+                    "query": images["candidates"][0],
+                    "candidates": images["candidates"][:1],
+                    "windows": True,
+                    "region": [0.3, 0.2, 0.6, 0.6],
+                }
+            },
+        ),
+        ("/match", {"json": {**images, "scales": [2]}}),
+    )
+    assert whole.status_code == 200, whole.text
+    found, failed = whole.json()["data"]
+    assert found["window_cosine"] > 0.9999 and found["window_scale"] == 2
+    np.testing.assert_allclose(found["window_box"], grid.box(i, j))
+    assert failed["error"]["code"] == "unsupported_media_type"
+    (inside,) = region.json()["data"]
+    assert inside["window_cosine"] > 0.9 and "region_box" in inside
+    x0, y0, x1, y1 = inside["window_box"]
+    assert x0 < 0.45 < x1 and y0 < 0.4 < y1
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "bad_request")
+
+
+def test_match_without_a_windows_model_says_so(client_for, repository, picture):
+    data = {"data": base64.b64encode(picture).decode()}
+    body = {"query": data, "candidates": [data], "windows": True}
+    (answer,) = ask(client_for, repository, ("/match", {"json": body}))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_output")

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from amdim_clients.contract import GLOBAL, LOCAL5, LOCAL7
 from amdim_clients.errors import RegionError
 from amdim_clients.fields import PictureFrame
-from amdim_clients.matching import Match, PictureFeatures, Place, match_pictures
+from amdim_clients.matching import Match, PictureFeatures, Place, WindowMatch, match_pictures
 from amdim_serving.embed_answer import server_timing
 from amdim_serving.encodings import JSON, to_json
 from amdim_serving.errors import ItemError, RequestError
@@ -28,6 +28,7 @@ from amdim_serving.match_request import (
     read_match_form,
     read_match_json,
 )
+from amdim_serving.match_windows import match_windows
 from amdim_serving.openapi import ERRORS_SHOWN, form_or_json
 from amdim_serving.results import Embedded, EmbedResult
 from amdim_serving.service import EmbedService
@@ -57,14 +58,20 @@ async def match(request: Request) -> Response:
     outputs = tuple(dict.fromkeys((service.spec.default_output, GLOBAL, LOCAL5, LOCAL7)))
     async with DisconnectWatch(request.receive):
         result = await service.embed([call.query, *call.candidates], outputs, normalize=False)
+        found = await match_windows(service, call, result) if call.options.windows else None
         started = time.perf_counter()
-        content = await service.run_in_thread(partial(_encode, gateway, call, result))
+        content = await service.run_in_thread(partial(_encode, gateway, call, result, found))
         result.timings.encode = time.perf_counter() - started
     headers = {"Server-Timing": server_timing(result.timings)}
     return Response(content, headers=headers, media_type=JSON)
 
 
-def _encode(gateway: Gateway, call: MatchCall, result: EmbedResult) -> bytes:
+def _encode(
+    gateway: Gateway,
+    call: MatchCall,
+    result: EmbedResult,
+    windows: list[WindowMatch | ItemError] | None,
+) -> bytes:
     """Returns the answer's body.
 
     Raises:
@@ -83,6 +90,7 @@ def _encode(gateway: Gateway, call: MatchCall, result: EmbedResult) -> bytes:
             entry["error"] = {"code": item.code, "message": item.message}
         else:
             entry |= _entry(query, _features(gateway.service, item), call)
+            entry |= {} if windows is None else _window(windows[index])
         data.append(entry)
     return to_json({**gateway.digests, "score": call.options.score, "data": data})
 
@@ -97,6 +105,17 @@ def _entry(query: PictureFeatures, candidate: PictureFeatures, call: MatchCall) 
     if found.region is not None:
         entry |= _place("region_", found.region)
     return entry
+
+
+def _window(found: WindowMatch | ItemError) -> dict[str, Any]:
+    """Returns a candidate's nearest window, or why only this of it is missing."""
+    if isinstance(found, ItemError):
+        return {"window_error": {"code": found.code, "message": found.message}}
+    return {
+        "window_cosine": found.cosine,
+        "window_box": found.box,
+        "window_scale": found.scale,
+    }
 
 
 def _place(prefix: str, place: Place) -> dict[str, Any]:
