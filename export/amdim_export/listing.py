@@ -28,7 +28,7 @@ def list_artifacts(repository: Path) -> Iterator[tuple[str, str, str, Certificat
 
 
 def _certificate(place: Path) -> Certificate | str:
-    if not (place / MODEL_FILE).exists():
+    if not any((place / name).exists() for name in (MODEL_FILE, CERTIFICATE_FILE)):
         return "no vectors of its own"
     try:
         return read_certificate(place / CERTIFICATE_FILE)

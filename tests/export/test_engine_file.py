@@ -6,6 +6,7 @@ import json
 import pytest
 
 from amdim_clients.cli import main
+from amdim_export.certificate import Certificate
 from amdim_export.check import check_repository
 from amdim_export.engine_file import (
     ENGINE_FILE,
@@ -15,6 +16,7 @@ from amdim_export.engine_file import (
 )
 from amdim_export.errors import EngineError
 from amdim_export.fingerprint import artifact_digest
+from amdim_export.listing import list_artifacts
 from amdim_export.pipeline import ExportOptions
 from amdim_export.repository import publish_version
 from amdim_export.tensorrt_export import export_tensorrt
@@ -102,6 +104,13 @@ def test_what_cannot_be_measured_here_is_said_and_fails_only_when_strict(with_en
             main(["check", str(with_engine), *strict])
         assert (left.value.code or 0) == code
     assert "not measured: a TensorRT engine needs" in capsys.readouterr().err
+
+
+def test_an_engine_is_listed_with_its_certificate(with_engine):
+    rows = {row[0]: row for row in list_artifacts(with_engine)}
+    certificate = rows["amdim_tensorrt"][3]
+    assert isinstance(certificate, Certificate)
+    assert certificate.artifact_digest == artifact_digest(PLAN)
 
 
 def test_another_engine_file_is_caught_without_tensorrt(with_engine):
