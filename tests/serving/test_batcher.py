@@ -339,3 +339,75 @@ def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
         await asyncio.gather(*load, return_exceptions=True)
 
     run_with(scenario, queue_images=1000)
+
+
+def run_beside_other_work(
+    scenario: Callable[[Batcher[list[int]], FakeEngine, list[int]], Awaitable[None]],
+) -> None:
+    """As `run_with`, on two cores that other work may hold; `free[0]` of them are free."""
+
+    async def main() -> None:
+        engine, free = FakeEngine(), [2]
+        engine.gate.set()
+
+        def run(images: Sequence[Pixels], outputs: Sequence[str]) -> asyncio.Future[list[int]]:
+            free[0] -= 1  # as it is called, not when it is awaited
+            return asyncio.ensure_future(engine.run(images, outputs))
+
+        batcher: Batcher[list[int]] = Batcher(
+            run,
+            max_batch_size=16,
+            queue_images=64,
+            instances=2,
+            free=lambda: max(0, free[0]),
+        )
+        batcher.start()
+        await scenario(batcher, engine, free)
+        await batcher.close(1.0)
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_idle_cores_share_what_waits() -> None:
+    async def scenario(batcher: Batcher[list[int]], engine: FakeEngine, free: list[int]) -> None:
+        assert await embed(batcher, *range(12)) == list(range(12))
+        assert [len(values) for values in engine.batches] == [6, 6]
+
+    run_beside_other_work(scenario)
+
+
+def test_a_small_batch_lets_other_work_go_first_but_does_not_wait_for_long() -> None:
+    async def scenario(batcher: Batcher[list[int]], engine: FakeEngine, free: list[int]) -> None:
+        free[0] = 0
+        small = asyncio.create_task(embed(batcher, 1, 2))
+        await settle()
+        assert engine.batches == []
+        assert await small == [1, 2]
+        assert engine.batches == [[1, 2]]
+
+    run_beside_other_work(scenario)
+
+
+def test_half_a_batch_goes_before_other_work() -> None:
+    async def scenario(batcher: Batcher[list[int]], engine: FakeEngine, free: list[int]) -> None:
+        free[0] = 0
+        half = asyncio.create_task(embed(batcher, *range(8)))
+        await settle()
+        assert [len(values) for values in engine.batches] == [8]
+        await half
+
+    run_beside_other_work(scenario)
+
+
+def test_a_core_that_becomes_free_takes_what_waits() -> None:
+    async def scenario(batcher: Batcher[list[int]], engine: FakeEngine, free: list[int]) -> None:
+        free[0] = 0
+        small = asyncio.create_task(embed(batcher, 1))
+        await settle()
+        free[0] = 1
+        batcher.poke()
+        await settle()
+        assert engine.batches == [[1]]
+        await small
+
+    run_beside_other_work(scenario)

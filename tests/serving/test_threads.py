@@ -67,3 +67,43 @@ def test_a_call_whose_caller_left_is_not_run() -> None:
         assert ran == []
 
     run_with(scenario)
+
+
+def test_an_urgent_call_goes_before_what_waits() -> None:
+    async def scenario(pool: ThreadPool) -> None:
+        hold = threading.Event()
+        ran: list[str] = []
+        pool.submit(hold.wait)
+        later = pool.submit(lambda: ran.append("later"))
+        urgent = pool.submit(lambda: ran.append("urgent"), urgent=True)
+        hold.set()
+        await asyncio.gather(later.future, urgent.future)
+        assert ran == ["urgent", "later"]
+
+    run_with(scenario)
+
+
+def test_slow_calls_do_not_stop_the_others() -> None:
+    async def scenario(pool: ThreadPool) -> None:
+        hold = threading.Event()
+        slow = [pool.submit(hold.wait) for _ in range(2)]
+        assert pool.free == 0
+        assert await asyncio.wait_for(pool.submit(lambda: 3).future, 2) == 3
+        hold.set()
+        await asyncio.gather(*(task.future for task in slow))
+        assert pool.free == 2
+        assert [await pool.submit(lambda: 4).future for _ in range(3)] == [4] * 3
+
+    run_with(scenario, threads=2)
+
+
+def test_the_pool_says_when_a_thread_is_free() -> None:
+    async def scenario(pool: ThreadPool) -> None:
+        told: list[int] = []
+        pool.on_free = lambda: told.append(pool.free)
+        tasks = [pool.submit(lambda: None) for _ in range(3)]
+        await asyncio.gather(*(task.future for task in tasks))
+        assert told[-1] == 2
+        assert pool.is_idle
+
+    run_with(scenario, threads=2)
