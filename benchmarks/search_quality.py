@@ -166,7 +166,8 @@ def regions(models: Models, data: Path) -> Rows:
         if category in holding and (box[2] - box[0]) * (box[3] - box[1]) >= LEAST_BOX
     ]
     rng = np.random.default_rng(0)
-    chance = [_map(rng.random((len(queries), len(files))), queries, holding) for _ in range(30)]
+    shape = len(queries), len(files)
+    chance = [_map(rng.random(shape, np.float32), queries, holding) for _ in range(30)]
     rows: Rows = {"chance": {"mAP": float(np.mean(chance))}}
     tight = models.wholes([_cut(files, query, 1.0) for query in queries])
     wide = models.wholes([_cut(files, query, 1.2) for query in queries])

@@ -23,7 +23,7 @@ from amdim_clients.lance_index import create_index
 from amdim_clients.pipeline import Record, embed_sources
 from amdim_clients.space import VectorSpace
 from amdim_clients.walk import ImageSource, walk_images
-from amdim_clients.window_rows import WindowPlan
+from amdim_clients.window_rows import PictureWindows, WindowPlan
 
 Floats = npt.NDArray[np.float32]
 DIM = 256
@@ -39,7 +39,7 @@ class Clusters:
         rng = np.random.default_rng(0)
         self._basis = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0].astype(np.float32)
         spectrum = 1 / np.sqrt(1 + np.arange(DIM))
-        self._spectrum = (0.8 * spectrum / np.linalg.norm(spectrum)).astype(np.float32)
+        self._spectrum: Floats = np.asarray(0.8 * spectrum / np.linalg.norm(spectrum), np.float32)
         self._centres = _unit(self._noise(rng, centres))
 
     def draw(self, count: int, seed: int) -> Floats:
@@ -49,9 +49,8 @@ class Clusters:
         return _unit(chosen + self._noise(rng, count))
 
     def _noise(self, rng: np.random.Generator, count: int) -> Floats:
-        noise: Floats = (
-            rng.standard_normal((count, DIM), dtype=np.float32) * self._spectrum
-        ) @ self._basis
+        drawn = rng.standard_normal((count, DIM), dtype=np.float32)
+        noise = np.asarray((drawn * self._spectrum) @ self._basis, np.float32)
         return noise
 
 
@@ -117,7 +116,8 @@ def cost(models: Models, data: Path) -> Rows:
         indexed = _best(lambda: _index(folder, models))
         small = models.windows.with_plan(WindowPlan((2.0,), 1))
         prepared = [small.prepare(file) for file in files[:32]]
-        windows = sum(len(found) for found in small.embed(prepared))  # type: ignore[arg-type]
+        counts = [len(f) for f in small.embed(prepared) if isinstance(f, PictureWindows)]
+        windows = sum(counts)
         at_two = _best(lambda: [small.embed([small.prepare(f)]) for f in files[:32]]) / 32
         crop = _best(lambda: [o for o in embed_sources(_given(files[:32] * 4), models.whole)]) / 128
         return {

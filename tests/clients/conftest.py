@@ -218,9 +218,9 @@ class FakeGateway:
 
     def windows(self, index: int, data: bytes, scales: list[float]) -> dict[str, Any]:
         parts = []
-        limit = {"max_windows": self.max_windows}
+        preprocess = Preprocess.for_image_size(64)
         try:
-            grids = decode_windows(data, Preprocess.for_image_size(64), scales, **limit)
+            grids = decode_windows(data, preprocess, scales, max_windows=self.max_windows)
         except ImageError as error:
             return {"index": index, "error": {"code": error.code, "message": error.message}}
         for grid, pixels in grids:

@@ -15,6 +15,7 @@ from amdim_clients.errors import IndexStoreError, RegionError, ResponseError, Sc
 from amdim_clients.gateway import AsyncEmbedClient, EmbedClient
 from amdim_clients.images import load_rgb
 from amdim_clients.indexing import update_index
+from amdim_clients.inputs import ImageFailure
 from amdim_clients.lance_index import create_index
 from amdim_clients.regions import cut_region, parse_region, square_around
 from amdim_clients.searching import (
@@ -26,7 +27,7 @@ from amdim_clients.searching import (
     stored_vector,
 )
 from amdim_clients.window_embedders import RemoteWindowEmbedder
-from amdim_clients.window_rows import WINDOW_MEAN, WindowPlan, choose_plan
+from amdim_clients.window_rows import WINDOW_MEAN, PictureWindows, WindowPlan, choose_plan
 from amdim_clients.windows import plan_grid
 
 
@@ -76,6 +77,9 @@ def test_a_part_of_one_picture_is_found_in_another_and_where(scene_folder, windo
     first, second, *_ = find_windows(query, index, count=5)
     assert {first.key, second.key} == {str(scene_folder / n) for n in ("03.png", "07.png")}
     found = {answer.key: answer for answer in (first, second)}[str(scene_folder / "07.png")]
+    assert found.box is not None
+    assert found.boxes is not None
+    assert found.cosines is not None
     x, y = (found.box[0] + found.box[2]) / 2, (found.box[1] + found.box[3]) / 2
     assert 20 / 320 < x < 120 / 320
     assert 10 / 240 < y < 110 / 240
@@ -89,6 +93,7 @@ def test_a_whole_picture_is_its_middle_windows_mean(scene_folder, window_embedde
     windows = index.windows([key])[key]
     middle = windows.vectors[windows.scales > 1].astype(np.float32).mean(0)
     stored = stored_vector(key, index)
+    assert stored is not None
     np.testing.assert_allclose(stored, middle / np.linalg.norm(middle), atol=1e-3)
     query = embed_picture((scene_folder / "05.png").read_bytes(), window_embedder, index)
     np.testing.assert_allclose(query, stored, atol=1e-3)
@@ -131,8 +136,8 @@ def test_stored_vector_is_used_only_while_the_file_is_the_same(
 
 
 def test_several_pictures_make_one_query():
-    a, b = np.float32([2, 0, 0]), np.float32([0, 3, 0])
-    np.testing.assert_allclose(combine([a, b]), np.float32([1, 1, 0]) / np.sqrt(2), atol=1e-6)
+    a, b = np.array([[2, 0, 0], [0, 3, 0]], np.float32)
+    np.testing.assert_allclose(combine([a, b]), [0.5**0.5, 0.5**0.5, 0], atol=1e-6)
     away = combine([a], [b])
     assert away @ a > 0 > away @ b
     with pytest.raises(IndexStoreError, match="nothing is left"):
@@ -172,10 +177,16 @@ def test_plans_come_from_options_or_from_the_index():
     assert choose_plan(None, None, None, None) is None
     assert choose_plan(None, None, None, stored) == stored
     assert choose_plan(True, "1,3", None, None) == WindowPlan((1.0, 3.0), WindowPlan().stride)
-    assert choose_plan(True, None, 8, None).stride == 8
-    for options in ((None, "1,2", None), (True, "1,x", None), (True, None, 9), (True, "1,9", None)):
+    assert choose_plan(True, None, 8, None) == WindowPlan(stride=8)
+    wrong: list[tuple[bool | None, str | None, int | None]] = [
+        (None, "1,2", None),
+        (True, "1,x", None),
+        (True, None, 9),
+        (True, "1,9", None),
+    ]
+    for windows, scales, stride in wrong:
         with pytest.raises(ScaleError):
-            choose_plan(*options, None)
+            choose_plan(windows, scales, stride, None)
 
 
 @pytest.mark.parametrize("stride", range(1, 9))
@@ -198,6 +209,8 @@ def test_a_gateway_gives_the_same_windows(
     files = [path.read_bytes() for path in sorted(scene_folder.iterdir())[:3]]
     here = window_embedder.embed([window_embedder.prepare(file) for file in files])
     for mine, theirs in zip(here, remote.embed(files), strict=True):
+        assert isinstance(mine, PictureWindows)
+        assert isinstance(theirs, PictureWindows)
         np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=1e-6)
         np.testing.assert_array_equal(mine.scales, theirs.scales)
         np.testing.assert_allclose(
@@ -205,7 +218,9 @@ def test_a_gateway_gives_the_same_windows(
         )
     gateway.max_windows = 60
     (fewer,), (broken,) = remote.embed(files[:1]), remote.embed([b"no picture"])
+    assert isinstance(fewer, PictureWindows)
     assert set(fewer.scales) == {1.0, 1.5}
+    assert isinstance(broken, ImageFailure)
     assert broken.code == "unsupported_media_type"
 
 

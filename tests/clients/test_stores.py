@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def qdrant():
 @pytest.fixture
 def stores(tmp_path, qdrant):
     """The same pictures in all three: added, some changed, some removed."""
-    made = [
+    made: list[Any] = [
         ExactIndex(SPACE, PLAN),
         open_or_create_index(tmp_path / "db", SPACE, PLAN),
         open_or_create_qdrant(qdrant, "photos", SPACE, PLAN),
