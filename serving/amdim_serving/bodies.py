@@ -60,25 +60,29 @@ class BodyReader:
         declared = head.content_length
         if declared is not None and declared > self._limits.max_body_bytes:
             raise RequestError("body_too_large")
-        self._hold(declared or 0, head)
+        self.hold(declared or 0, head)
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 return await self._read(receive, head)
         except TimeoutError as error:
             raise RequestError("body_timeout") from error
 
-    def release(self, head: Head) -> None:
-        """Counts a request's body no longer; it has ended."""
-        self._held -= head.held_bytes
-        head.held_bytes = 0
+    def hold(self, size: int, head: Head) -> None:
+        """Counts a request's body as `size` bytes, in place of what it counted before.
 
-    def _hold(self, size: int, head: Head) -> None:
-        """Counts a body as `size` bytes, in place of what it counted before."""
+        Raises:
+            OverloadedError: The bodies of other requests fill the server's memory.
+        """
         more = size - head.held_bytes
         if self._held + more > self._limits.inflight_bytes:
             raise OverloadedError
         self._held += more
         head.held_bytes = size
+
+    def release(self, head: Head) -> None:
+        """Counts a request's body no longer; it has ended."""
+        self._held -= head.held_bytes
+        head.held_bytes = 0
 
     async def _read(self, receive: Receive, head: Head) -> bytes:
         chunks: list[bytes] = []
@@ -93,7 +97,7 @@ class BodyReader:
             if size > self._limits.max_body_bytes:
                 raise RequestError("body_too_large")
             if size > head.held_bytes:  # no length was declared
-                self._hold(size, head)
+                self.hold(size, head)
             chunks.append(chunk)
             more = message.get("more_body", False)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)

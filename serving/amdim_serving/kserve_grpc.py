@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from amdim_serving.deployment import Deployment
 from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
-from amdim_serving.heads import RequestIds
+from amdim_serving.heads import Head, RequestIds
 from amdim_serving.kserve import (
     GRPC_EXTENSIONS,
     PLATFORM,
@@ -51,6 +51,7 @@ def create_grpc_server(deployment: Deployment, *, is_shared: bool = False) -> gr
         deployment: What serves.
         is_shared: Whether other processes listen on the same port.
     """
+    settings = deployment.current.settings
     servicer = _Servicer(deployment)
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
@@ -62,8 +63,9 @@ def create_grpc_server(deployment: Deployment, *, is_shared: bool = False) -> gr
     }
     server = grpc.aio.server(
         options=[
-            ("grpc.max_receive_message_length", deployment.current.settings.max_body_bytes),
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.server_handshake_timeout_ms", round(1000 * settings.header_seconds)),
             # A taken port must be told, not shared, but among the workers of one server.
             ("grpc.so_reuseport", int(is_shared)),
         ]
@@ -93,10 +95,12 @@ class _Servicer:
         gateway.requests += 1
         metadata = _metadata(context)
         request_id = self._ids.of(metadata.get("x-request-id"))
+        head = Head(request_id)
         try:
             context.set_trailing_metadata((("x-request-id", request_id),))
             if name not in _OPEN_METHODS and not gateway.is_authorized(_key(metadata)):
                 raise RequestError("unauthorized")
+            gateway.bodies.hold(request.ByteSize(), head)
             if name == _LOAD:
                 await self._deployment.load(request.model_name, _key(metadata))
             answer = await method(gateway, request)
@@ -114,6 +118,8 @@ class _Servicer:
             status = error.kind.status
             await context.abort(grpc.StatusCode[error.kind.grpc], error.message)
         finally:
+            body_bytes = head.held_bytes
+            gateway.bodies.release(head)
             gateway.requests -= 1
             spent_s = time.perf_counter() - started
             gateway.metrics.request(f"grpc:{name}", status, spent_s)
@@ -124,7 +130,7 @@ class _Servicer:
                     route=name,
                     code=status,
                     seconds=spent_s,
-                    body_bytes=request.ByteSize(),
+                    body_bytes=body_bytes,
                 )
 
     async def server_live(self, _: Gateway, __: Message) -> Message:

@@ -128,6 +128,26 @@ def test_a_body_over_the_limit_is_cut_off_while_it_streams(
         assert server.stop() == 0
 
 
+def test_the_bodies_of_both_wires_are_bounded_together(
+    running_server: Running, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMDIM_INFLIGHT_BYTES", "100000")
+    flags = ("--max-body-bytes", "100000", "--drain-delay", "0")
+    half = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\nhalf"
+    with (
+        running_server(repository, *flags) as server,
+        grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client,
+    ):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(half)
+            time.sleep(0.2)
+            with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
+                client.infer("amdim_image", files_tensor([bytes(60_000)]))
+        time.sleep(0.2)
+        with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT"):  # read, now
+            client.infer("amdim_image", files_tensor([bytes(60_000)]))
+
+
 def test_drips_and_crowds_of_silent_connections_hold_nobody_up(
     running_server: Running,
     repository: Path,
@@ -146,7 +166,6 @@ def test_drips_and_crowds_of_silent_connections_hold_nobody_up(
     ):
         address = ("127.0.0.1", server.port)
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(200)]
-        before = len(os.listdir(f"/proc/{server.process.pid}/fd"))
         photo = make_picture()
         assert httpx.post(server.url + "/embed", content=photo).status_code == 200
         for first, drip in heads.values():
@@ -158,9 +177,11 @@ def test_drips_and_crowds_of_silent_connections_hold_nobody_up(
                         time.sleep(0.1)
                         connection.sendall(drip)  # never quiet for long, and never done
                 assert time.monotonic() - started < 3
+        with socket.create_connection((address[0], server.grpc_port), timeout=5) as connection:
+            read_all(connection)  # gRPC ends it too
         assert [connection.recv(20)[:12] for connection in silent] == [b"HTTP/1.1 408"] * 200
         assert httpx.post(server.url + "/embed", content=photo).status_code == 200
-        assert wait_until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) < before - 150)
+        assert wait_until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) < 100)
         assert server.stop() == 0
 
 
