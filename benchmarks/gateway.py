@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +25,16 @@ from typing import Any
 
 import numpy as np
 from bound import CORES, Rate, bound_of, decode_alone, decode_and_engine_ms, engine_alone
-from load import PHOTOS, Arrivals, LoadResult, Server, collect_photos, run_arrivals, run_load
+from load import (
+    PHOTOS,
+    Arrivals,
+    LoadResult,
+    Server,
+    collect_photos,
+    machine_cpu_s,
+    run_arrivals,
+    run_load,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -86,18 +96,19 @@ def measure_engine(
 ) -> dict[str, Any]:
     """Measures one engine at one precision: its parts, the gateway, its parts again."""
     parts = [measure_parts(settings, bodies, args.seconds / 2)]
-    loads: list[tuple[LoadResult, float]] = []
+    loads: list[tuple[LoadResult, float, float]] = []
     with Server(command(settings, *args.serve.split())) as server:
         run_load(server.port, photos, clients=8, seconds=2)  # warm up
         for clients in args.clients:
-            cpu = server.cpu_s()
+            cpu_s, machine_s = server.cpu_s(), machine_cpu_s()
             load = run_load(server.port, photos, clients=clients, seconds=args.seconds)
-            loads.append((load, server.cpu_s() - cpu))
+            loads.append((load, server.cpu_s() - cpu_s, machine_cpu_s() - machine_s))
     parts.append(measure_parts(settings, bodies, args.seconds / 2))
     mean = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
     runs = [
         describe_run(clients, load, cpu_s, mean["bound_images_per_s"])
-        for clients, (load, cpu_s) in zip(args.clients, loads, strict=True)
+        | {"others_cpu_share": (machine_s - cpu_s - load.cpu_s) / (load.seconds * CORES)}
+        for clients, (load, cpu_s, machine_s) in zip(args.clients, loads, strict=True)
     ]
     alone = next((run["p50_ms"] for run in runs if run["clients"] == 1), None)
     one_ms = mean["decode_and_engine_one_image_p50_ms"]
@@ -149,7 +160,8 @@ def arrive(
     named = settings.model_copy(
         update={"engine": engine["engine"], "precision": engine["precision"]}
     )
-    peak = engine["peak_images_per_s"]
+    if shutil.which("cc") is None:
+        return {"arrivals": "not measured: there is no C compiler (Debian: apt install gcc)"}
     with Server(command(named, *args.serve.split(), *_SMALL_QUEUE)) as server:
         run_load(server.port, photos, clients=8, seconds=2)  # warm up
         closed = run_load(server.port, photos, clients=32, seconds=args.seconds)
@@ -217,6 +229,7 @@ def show(report: dict[str, Any]) -> None:
         "p50 ms": "p50_ms",
         "p99 ms": "p99_ms",
         "server CPU ms/img": "server_cpu_ms",
+        "others' CPU": "others_cpu_share",
         "errors": "errors",
     }
     table = Table("engine", *columns, title="gateway, raw JPEG bodies")

@@ -177,6 +177,13 @@ class Server:
             self._process.stderr.close()
 
 
+def machine_cpu_s() -> float:
+    """CPU seconds of the whole machine so far: what neither load nor server took is others'."""
+    fields = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    user, nice, system, _, _, irq, softirq = fields[:7]
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def _cpu_s(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
