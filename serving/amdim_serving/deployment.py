@@ -22,10 +22,10 @@ Reopen = Callable[[Gateway], Gateway]
 
 _POLL_S = 0.05
 # Fixed sentences: what went wrong in full is in the log.
-_WHY: tuple[tuple[type[ServingError], str], ...] = (
+_WHY: tuple[tuple[type[Exception], str], ...] = (
     (CanaryError, "The new version does not reproduce its canaries; the old one goes on serving."),
     (ProviderError, "The new version would run elsewhere than told; the old one goes on serving."),
-    (ServingError, "The new version cannot be loaded; the old one goes on serving."),
+    (Exception, "The new version cannot be loaded; the old one goes on serving."),
 )
 
 
@@ -69,7 +69,8 @@ class Deployment:
             raise RequestError("unknown_route")
         if not self.current.is_admin(key):
             raise RequestError("unauthorized")
-        if model != self.current.service.spec.name:
+        name = self.current.service.spec.name
+        if model not in (name, f"{name}_image", f"{name}_windows"):  # one encoder, loaded together
             raise RequestError("unknown_model")
         is_other = await self.reload()
         if self.on_loaded is not None:
@@ -91,8 +92,14 @@ class Deployment:
             started = time.monotonic()
             try:
                 new = await asyncio.to_thread(self._reopen, old)
-            except ServingError as error:
-                _log.error("reload failed, version %s goes on: %s", old.version, error)
+            except Exception as error:  # whatever it is, the old one goes on
+                is_known = isinstance(error, ServingError)
+                _log.error(
+                    "reload failed, version %s goes on: %s",
+                    old.version,
+                    error,
+                    exc_info=None if is_known else error,
+                )
                 old.metrics.reloads.labels("failed").inc()
                 raise RequestError("reload_failed", _why(error)) from error
             if old.draining:  # the signal came while it loaded
@@ -133,5 +140,5 @@ class Deployment:
         _log.info("version %s is closed", old.version)
 
 
-def _why(error: ServingError) -> str:
+def _why(error: Exception) -> str:
     return next(text for kind, text in _WHY if isinstance(error, kind))

@@ -92,7 +92,9 @@ class Gateway:
     @property
     def identity(self) -> tuple[object, ...]:
         """Two gateways of one identity would answer alike."""
-        return (*self.digests.values(), self.service.engine.info)
+        windows = self.service.windows
+        spec = None if windows is None else windows.model.engine.spec
+        return (*self.digests.values(), self.service.engine.info, spec)
 
     def announce(self) -> None:
         """States in the metrics that this is what serves."""

@@ -181,6 +181,21 @@ def test_only_an_admin_key_may_load(models: Path, publish: Publish) -> None:
     asyncio.run(main())
 
 
+def test_a_fault_of_ours_while_it_loads_changes_nothing_either(models: Path) -> None:
+    def reopen(_: Gateway) -> Gateway:
+        raise MemoryError
+
+    async def main() -> None:
+        gateway = build_gateway(Settings(model_repository=models, threads=1))
+        deployment = Deployment(gateway, reopen)
+        async with deployment.lifespan():
+            with pytest.raises(RequestError, match="reload_failed"):
+                await deployment.reload()
+            assert deployment.current is gateway and not gateway.draining
+
+    asyncio.run(main())
+
+
 def test_two_reloads_at_once_take_turns(models: Path, publish: Publish) -> None:
     async def main() -> None:
         async with deployed(models) as (deployment, _):
