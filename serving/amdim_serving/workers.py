@@ -114,13 +114,14 @@ class _Supervisor:
             if seat.process is None and seat.due <= now and not self._stopping:
                 context = multiprocessing.get_context("spawn")
                 seat.pipe, theirs = context.Pipe()
-                seat.process = context.Process(
+                process = context.Process(
                     target=run_worker,
                     args=(self._settings, seat.number, self._listeners, theirs),
                     name=f"amdim-worker-{seat.number}",
                 )
-                seat.process.start()
+                process.start()
                 theirs.close()
+                seat.process = process
                 seat.started, seat.is_ready = now, False
 
     def _wait(self, wake: socket.socket) -> None:
