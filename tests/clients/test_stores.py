@@ -15,8 +15,10 @@ from amdim_clients.errors import DigestMismatchError, IndexStoreError, ScaleErro
 from amdim_clients.exact_index import ExactIndex
 from amdim_clients.facts import PictureFacts
 from amdim_clients.lance_index import open_or_create_index
+from amdim_clients.lance_tables import window_rows
 from amdim_clients.pipeline import Record
 from amdim_clients.qdrant_index import connect, open_or_create_qdrant, open_qdrant
+from amdim_clients.qdrant_points import window_points
 from amdim_clients.searching import find_pictures, find_windows
 from amdim_clients.space import VectorSpace
 from amdim_clients.stores import failures_file, open_store, stored_plan
@@ -205,13 +207,9 @@ def test_windows_without_a_picture_do_not_count_and_are_repaired(stores):
 
 
 def _orphan_in_lance(store, windows):
-    from amdim_clients.lance_tables import window_rows
-
     rows = window_rows([Record("/orphan.jpg", "0" * 64)], [windows], SPACE, PLAN)
     store._windows.add(rows)
 
 
 def _orphan_in_qdrant(store, windows):
-    from amdim_clients.qdrant_index import _window_points
-
-    store._upsert("photos_windows", _window_points(Record("/orphan.jpg", "0" * 64), windows))
+    store._upsert("photos_windows", window_points(Record("/orphan.jpg", "0" * 64), windows))

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from amdim_clients.errors import SourceError
+from amdim_clients.indexing import update_index
+from amdim_clients.lance_index import create_index
 from amdim_clients.walk import count_images, read_keys, walk_images
 
 
@@ -132,3 +134,61 @@ def test_keys_are_found_again_and_what_is_gone_is_left_out(photo_folder, parquet
     packed = [f"{parquet_pack}#3:c/3.jpg", f"{parquet_pack}#6:c/6.jpg", f"{parquet_pack}#999"]
     found = read_keys([plain, *packed, str(photo_folder / "gone.jpg")])
     assert found == {plain: photo_bytes(0), packed[0]: photo_bytes(3)}
+
+
+def test_folder_that_may_not_be_read_is_a_failure_and_keeps_its_rows(
+    photo_folder, toy_embedder, tmp_path, monkeypatch
+):
+    index = create_index(tmp_path / "db", toy_embedder.origin.space("embedding"))
+    update_index([photo_folder], toy_embedder, index, output="embedding")
+    closed = str(photo_folder / "class1")
+    scandir = os.scandir
+
+    def refuse(path):
+        # Modes do not stop the superuser, as whom the tests may run.
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    failing = [source for source in walk_images([photo_folder]) if source.key == closed]
+    with pytest.raises(SourceError, match=r"cannot read the folder .*class1: Permission denied"):
+        failing[0].read()
+    report = update_index([photo_folder], toy_embedder, index, output="embedding")
+    assert (report.unchanged, report.removed) == (13, 0)
+    assert [key for key, failure in report.failed if failure.code == "unreadable"] == [closed]
+    assert len(index) == 20
+
+
+def test_packs_say_labels(tmp_path, photo_bytes):
+    images = [{"bytes": photo_bytes(n), "path": None} for n in range(3)]
+    named = pa.table({"image": images, "label": [1, 0, None]}).replace_schema_metadata(
+        {"label_names": '["dog", "cat"]'}
+    )
+    pq.write_table(named, tmp_path / "named.parquet")
+    pq.write_table(pa.table({"image": images, "label": [7, 8, 9]}), tmp_path / "numbers.parquet")
+    pq.write_table(
+        pa.table({"image": images, "label": ["a", "b", None]}), tmp_path / "texts.parquet"
+    )
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in {
+            "0001.jpg": photo_bytes(0),
+            "0001.cls": b"3\n",
+            "0002.cls": b"tabby",
+            "0002.json": b"{}",
+            "0002.png": photo_bytes(1),
+            "sub/0002.jpg": photo_bytes(2),
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+    def labels(name):
+        return [source.label for source in walk_images([tmp_path / name])]
+
+    assert labels("named.parquet") == ["cat", "dog", None]
+    assert labels("numbers.parquet") == ["7", "8", "9"]
+    assert labels("texts.parquet") == ["a", "b", None]
+    assert labels("shard.tar") == ["3", "tabby", None]
+    assert all(source.modified for source in walk_images([shard]))
