@@ -17,11 +17,11 @@ from torch import Tensor
 from amdim_clients.images import Preprocess
 from amdim_export.artifact import Artifact
 from amdim_export.certifying_int8 import Measured, certify_int8
-from amdim_export.finetune import FineTuning, Progress, finetune
+from amdim_export.finetune import FineTuning, Progress, distance, finetune
 from amdim_export.graph import ServingGraph
 from amdim_export.model_config import ModelConfig
 from amdim_export.names import CERTIFICATE_FILE, MODEL_FILE
-from amdim_export.pictures import sample_pictures
+from amdim_export.pictures import HELD_OUT, sample_pictures
 from amdim_export.pipeline import Published, encoder_facts
 from amdim_export.qdq import translations
 from amdim_export.quantized_graph import Scheme, calibrate, freeze, quantized, shift_sums
@@ -36,6 +36,9 @@ CALIBRATION_LIMIT = 512
 
 TRAINING_LIMIT = 20_000
 """Pictures decoded for the fine-tuning at most: more than its updates see."""
+
+_JUDGED = 256
+"""Pictures that decide whether the fine-tuning is kept."""
 
 Say = Callable[[str], None]
 Target = Literal["openvino", "tensorrt"]
@@ -90,6 +93,9 @@ def quantize_encoder(
     recipe = load_recipe(checkpoint.path)
     side = checkpoint.encoder.config.image_size
     say("decoding pictures")
+    preprocess = Preprocess.for_image_size(side)
+    # whether there is anything to measure on is better known before minutes are spent
+    sample_pictures(options.parity_on, preprocess, limit=1, splits=HELD_OUT)
     limit = TRAINING_LIMIT if options.tuning.steps else CALIBRATION_LIMIT
     pixels = torch.from_numpy(
         sample_pictures(options.calibrate_on, Preprocess.for_image_size(side), limit=limit)
@@ -138,6 +144,8 @@ def quantized_graph(
 ) -> ServingGraph:
     """Returns a float graph quantized, calibrated, fine-tuned and frozen; it stays as it is.
 
+    A fine-tuning that led further away is not kept.
+
     Args:
         graph: The encoder in float.
         pixels: (N, S, S, 3) uint8 to calibrate and to train on.
@@ -155,7 +163,10 @@ def quantized_graph(
     calibrate(student, pixels[spread])
     if options.tuning.steps:
         say("fine-tuning")
+        judged, calibrated = pixels[:: max(1, len(pixels) // _JUDGED)], copy.deepcopy(student)
         finetune(student, graph, pixels, options.tuning, progress=progress)
+        if _distance(student, graph, judged) > _distance(calibrated, graph, judged):
+            student = calibrated  # a rate or length that did not suit this encoder
     freeze(student)
     return student
 
@@ -173,6 +184,11 @@ def export_graph(graph: ServingGraph, side: int) -> bytes:
         dynamic={0: "N"},
         translations=translations(),
     )
+
+
+def _distance(student: ServingGraph, graph: ServingGraph, pixels: Tensor) -> float:
+    with torch.no_grad():
+        return float(distance(student(pixels), graph(pixels)))
 
 
 def _config(facts: EncoderFacts, options: QuantizeOptions) -> ModelConfig:

