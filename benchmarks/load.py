@@ -163,6 +163,11 @@ class Server:
                 return
         raise RuntimeError("the server did not start: " + "".join(said[-5:]))
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
     def cpu_s(self) -> float:
         """CPU seconds so far of the server and of the processes it started."""
         return sum(_cpu_s(pid) for pid in [self._process.pid, *_children(self._process.pid)])
