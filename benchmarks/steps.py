@@ -40,7 +40,7 @@ STEPS = {
         "serving/negotiation.py",
     ),
     "answer to the socket": ("starlette/responses.py",),
-    "HTTP: parse, receive, send": ("uvicorn/", "serving/protocol.py"),
+    "HTTP: parse, receive, send": ("uvicorn/protocols/", "serving/protocol.py"),
 }
 
 
