@@ -16,7 +16,7 @@ building=$root/.venv/$name.building
 inputs=(pyproject.toml constraints.txt scripts/build_env.sh scripts/install_torch.sh)
 
 case $name in
-serve) extras=serve,cpu,client,search ;;
+serve) extras=serve,cpu,openvino,client,search ;;
 dev) extras=serve,cpu,openvino,client,search,qdrant,faiss,train,export,dev ;;
 *)
     echo "build_env.sh: no environment is called $name; there are serve and dev" >&2

@@ -157,4 +157,4 @@ def test_unknown_environment_is_a_usage_error(checkout: Checkout) -> None:
 def test_serving_environment_never_asks_for_torch(checkout: Checkout) -> None:
     checkout.build("serve")
     assert "torch" not in checkout.log.read_text()
-    assert "[serve,cpu,client,search]" in checkout.log.read_text()
+    assert "[serve,cpu,openvino,client,search]" in checkout.log.read_text()
