@@ -6,6 +6,7 @@ index that lacks pictures but holds none halfway; the next run goes on. Knows no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from amdim_clients.window_rows import PictureWindows
 
 # Rows of one transaction: each leaves a file behind until the index is tuned.
 _ROWS_PER_ADD = 2048
+# The most that a killed run loses; an interrupted one loses nothing.
+_SECONDS_PER_ADD = 20.0
 
 # Called with an outcome's counts: pictures finished, of them failed.
 Progress = Callable[[int, int], None]
@@ -83,13 +86,15 @@ def update_index(
     known = KnownRows(_rows(index, roots), with_windows=index.plan is not None)
     writer = _Writer(index, embedder, output)
     report = IndexReport()
-    for outcome in embed_sources(
-        walk_images(paths), embedder, workers=workers, known=known.verdict
-    ):
-        writer.add(outcome)
-        _count(outcome, report, known)
-        progress(outcome.count, len(outcome.failed))
-    writer.flush()
+    try:
+        for outcome in embed_sources(
+            walk_images(paths), embedder, workers=workers, known=known.verdict
+        ):
+            writer.add(outcome)
+            _count(outcome, report, known)
+            progress(outcome.count, len(outcome.failed))
+    finally:
+        writer.flush()
     if not report.seen:
         raise SourceError(f"no pictures in {', '.join(roots)}")
     gone = list(_gone(known, _rows(index, roots), report.failed))
@@ -114,7 +119,8 @@ class _Writer:
             self._vectors.append(outcome.arrays[self._output])
             self._windows += outcome.windows
         self._moved += outcome.moved
-        if len(self._records) + len(self._moved) >= _ROWS_PER_ADD:
+        waiting = len(self._records) + len(self._moved)
+        if waiting >= _ROWS_PER_ADD or time.monotonic() - self._since > _SECONDS_PER_ADD:
             self.flush()
 
     def flush(self) -> None:
@@ -151,6 +157,7 @@ class _Writer:
         self._moved: list[Record] = []
         self._vectors: list[npt.NDArray[np.float32]] = []
         self._windows: list[PictureWindows] = []
+        self._since = time.monotonic()
 
 
 def _rows(index: NeighborIndex, roots: Sequence[str]) -> Iterator[StoredRow]:

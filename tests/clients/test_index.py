@@ -207,9 +207,7 @@ def test_folder_without_pictures_removes_nothing(photo_folder, toy_embedder, ind
     assert len(index) == 20
 
 
-def test_interrupted_run_is_taken_up_again(photo_folder, toy_embedder, index, monkeypatch):
-    monkeypatch.setattr("amdim_clients.indexing._ROWS_PER_ADD", 1)
-
+def test_interrupted_run_is_taken_up_again(photo_folder, toy_embedder, index):
     def interrupt(done, failed):
         raise KeyboardInterrupt
 
