@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,33 @@ def test_drips_and_crowds_of_silent_connections_hold_nobody_up(
         assert httpx.post(server.url + "/embed", content=photo).status_code == 200
         assert wait_until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) < 100)
         assert server.stop() == 0
+
+
+def test_endless_heads_and_trailers_are_cut_off(served: Any, make_picture: Picture) -> None:
+    chunked = b"POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    endless = {
+        "address": (b"GET /", b"a" * 65536),
+        "header": (b"GET /livez HTTP/1.1\r\nX: ", b"a" * 65536),
+        "headers": (b"GET /livez HTTP/1.1\r\n", b"X: a\r\n" * 8192),
+        "extension": (chunked + b"1;", b"a" * 65536),
+        "trailer": (chunked + b"1\r\nx\r\n0\r\nX: ", b"a" * 65536),
+    }
+    for name, (first, more) in endless.items():
+        with socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
+            connection.sendall(first)
+            sent = 0
+            with contextlib.suppress(OSError):
+                while sent < 400:  # 26 MB, were they taken
+                    connection.sendall(more)
+                    sent += 1
+            assert sent < 200, name
+    photo = make_picture((700, 700), "PNG")
+
+    def in_small_chunks() -> Iterator[bytes]:
+        for at in range(0, len(photo), 100):
+            yield photo[at : at + 100]
+
+    assert httpx.post(served.url + "/embed", content=in_small_chunks()).status_code == 200
 
 
 def test_no_other_site_is_let_in(served: Any, make_picture: Picture) -> None:
