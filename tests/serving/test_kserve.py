@@ -269,3 +269,9 @@ def test_work_of_a_call_that_is_given_up_is_dropped(served: Any, make_picture: A
         time.sleep(0.05)
     assert "amdim_queue_images 0.0" in metrics
     assert 'amdim_requests_total{code="499",route="grpc:ModelInfer"}' in metrics
+
+
+def test_every_models_statistics_are_found_without_a_name(served: Any) -> None:
+    with triton_http.InferenceServerClient(f"127.0.0.1:{served.port}") as client:
+        found = client.get_inference_statistics()["model_stats"]
+    assert [model["name"] for model in found] == ["amdim", "amdim_image"]

@@ -102,6 +102,24 @@ async def ready(request: Request) -> Response:
     return Response(status_code=503 if await gateway.why_unready() else 200)
 
 
+# Before the routes of one model, which would take "stats" for its name.
+@router.get("/models/stats", summary="Every model's statistics")
+@router.get(_MODEL + "/stats", summary="A model's statistics")
+@router.get(_VERSION + "/stats", summary="A version's statistics")
+async def stats(request: Request, model: str | None = None, version: str | None = None) -> Response:
+    """What was computed, counted as Triton counts it."""
+    gateway: Gateway = request.state.gateway
+    found = [find_model(gateway, model, version)] if model else served_models(gateway)
+    return _json(
+        {
+            "model_stats": [
+                {"name": one.name, "version": one.spec.version, **_stats(one.stats)}
+                for one in found
+            ]
+        }
+    )
+
+
 @router.get(_MODEL, summary="A model's tensors")
 @router.get(_VERSION, summary="A version's tensors")
 async def metadata(request: Request, model: str, version: str | None = None) -> Response:
@@ -132,23 +150,6 @@ async def config(request: Request, model: str, version: str | None = None) -> Re
     """The config.pbtxt as JSON, in Triton's own field names."""
     gateway: Gateway = request.state.gateway
     return _json(triton_json(find_model(gateway, model, version).config))
-
-
-@router.get("/models/stats", summary="Every model's statistics")
-@router.get(_MODEL + "/stats", summary="A model's statistics")
-@router.get(_VERSION + "/stats", summary="A version's statistics")
-async def stats(request: Request, model: str | None = None, version: str | None = None) -> Response:
-    """What was computed, counted as Triton counts it."""
-    gateway: Gateway = request.state.gateway
-    found = [find_model(gateway, model, version)] if model else served_models(gateway)
-    return _json(
-        {
-            "model_stats": [
-                {"name": one.name, "version": one.spec.version, **_stats(one.stats)}
-                for one in found
-            ]
-        }
-    )
 
 
 @router.post("/repository/index", summary="The models served")
