@@ -19,6 +19,8 @@ from amdim_export.quantized_graph import Scheme, calibrate, quantized, shift_sum
 from amdim_export.quantizers import ActivationQuantizer
 from amdim_export.runtime import OnnxEncoder
 
+pytestmark = pytest.mark.slow
+
 
 def _pixels(pictures, side: int) -> torch.Tensor:
     return torch.from_numpy(sample_pictures([pictures], Preprocess.for_image_size(side), limit=32))
