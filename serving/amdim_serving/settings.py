@@ -5,7 +5,10 @@ The only module that reads the environment; it knows nothing of what the setting
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -223,3 +226,16 @@ def find_repository(named: Path | None = None) -> Path:
             return candidate
     where = candidates[0] if named is not None else "./model_repository"
     raise StartError(f"no model repository at {where}; name one with --repository")
+
+
+@contextlib.contextmanager
+def metrics_shared_in(folder: str) -> Iterator[None]:
+    """Has every process that is started meanwhile keep its metrics in a folder.
+
+    The Prometheus library takes the folder from its variable alone, when it is imported.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["PROMETHEUS_MULTIPROC_DIR"]

@@ -25,12 +25,11 @@ from prometheus_client import multiprocess
 from amdim_serving.choosing import settle
 from amdim_serving.errors import StartError
 from amdim_serving.server import bound_listeners
-from amdim_serving.settings import Settings
+from amdim_serving.settings import Settings, metrics_shared_in
 from amdim_serving.worker import FAILED, READY, RELOADED, run_worker
 
 _log = logging.getLogger(__name__)
 
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # A worker that lived so long is replaced at once; others after a pause that doubles.
 _HEALTHY_S = 10.0
 _LONGEST_PAUSE_S = 30.0
@@ -72,8 +71,7 @@ def supervise(settings: Settings, *, started: float) -> None:
         )
         grpc_port = stack.enter_context(_reserved(settings.host, wanted))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="amdim-metrics-"))
-        os.environ[METRICS_FOLDER] = folder
-        stack.callback(os.environ.pop, METRICS_FOLDER)
+        stack.enter_context(metrics_shared_in(folder))
         # One choice for all, made while nothing else keeps the cores busy.
         shared = settle(settings).model_copy(update={"port": port, "grpc_port": grpc_port})
         _Supervisor(shared, listeners, started).run()
