@@ -79,6 +79,7 @@ class WindowsService:
         self._engines = engines
         self._admission = admission
         self._metrics = metrics
+        self._unwatch: Callable[[], None] = lambda: None  # until it has started
         self.batcher: Batcher[Batch] = Batcher(
             self._run,
             max_batch_size=_BATCH_PERMITS,
@@ -90,10 +91,15 @@ class WindowsService:
     def start(self) -> None:
         """Starts the batcher on the running event loop."""
         self.batcher.start()
+        # It computes where single images are computed too, so it adds no engine to be busy.
+        self._unwatch = self._metrics.watch(
+            lambda: self.batcher.stats.busy_s, lambda: self.batcher.admitted, 0
+        )
 
     async def close(self, timeout_s: float) -> None:
         """Finishes accepted work; `free` may follow once no thread is at it."""
         await self.batcher.close(timeout_s)
+        self._unwatch()
 
     def free(self) -> None:
         """Frees the engine."""
