@@ -268,7 +268,7 @@ def _engines(settings: Settings) -> tuple[LocalEngineName, ...]:
     if settings.engine != "auto":
         return (settings.engine,) if settings.engine != "triton" else ()
     if settings.provider == CPU_PROVIDER and find_spec("openvino") is not None:
-        return ("openvino", "onnxruntime")
+        return ("onnxruntime", "openvino")  # the sooner loaded one first
     return ("onnxruntime",)
 
 
