@@ -104,13 +104,10 @@ def pictures(models: Models, data: Path, caltech: int) -> Rows:
     natural, iconic = splits == "natural", splits == "iconic"
     thinned = models.parts(files, DEFAULT)
     crop = models.wholes(files)
-    mean = np.stack([part.whole() for part in thinned])
+    mean = np.stack([np.asarray(part.whole) for part in thinned])
     vectors = {
         "centre crop": crop,
         "mean of windows": mean,
-        "mean at 1.5": _means(thinned, 1.5, 1.5),
-        "mean at 2": _means(thinned, 2.0, 2.0),
-        "mean at 1.5, 2, 3": _means(thinned, 1.5, 3.0),
         "crop + mean": crop + mean,
     }
     scores = {name: _unit(v) @ _unit(v).T for name, v in vectors.items()}
@@ -134,7 +131,7 @@ def pictures(models: Models, data: Path, caltech: int) -> Rows:
     files, labels = [files[at] for at in chosen], labels[chosen]
     for name, found in (
         ("centre crop", models.wholes(files)),
-        ("mean of windows", np.stack([p.whole() for p in models.parts(files, DEFAULT)])),
+        ("mean of windows", np.stack([np.asarray(p.whole) for p in models.parts(files, DEFAULT)])),
     ):
         table = found @ found.T
         np.fill_diagonal(table, -np.inf)
@@ -219,7 +216,7 @@ def duplicates(models: Models, data: Path, photos: int) -> Rows:
     rows: Rows = {}
     kinds = {
         "centre crop": models.wholes(varied),
-        "mean of windows": np.stack([p.whole() for p in models.parts(varied, DEFAULT)]),
+        "mean of windows": np.stack([np.asarray(p.whole) for p in models.parts(varied, DEFAULT)]),
     }
     for kind, vectors in kinds.items():
         for threshold in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9):
@@ -299,16 +296,17 @@ def _pointing(
 ) -> tuple[float, float]:
     """How often the best window's centre lies in a box of the category, and a random one's."""
     hits, chances = [], []
-    for query, vector in zip(queries, vectors, strict=True):
-        for picture in holding[query.category] - {query.picture}:
-            part = parts[picture]
-            x, y = (part.boxes[:, 0::2].mean(axis=1), part.boxes[:, 1::2].mean(axis=1))
-            inside = np.zeros(len(part), bool)
-            for category, (x0, y0, x1, y1) in boxes[picture]:
-                if category == query.category:
-                    inside |= (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
-            hits.append(inside[(part.vectors.astype(np.float32) @ vector).argmax()])
-            chances.append(inside.mean())
+    for picture, part in enumerate(parts):
+        best = (vectors @ part.vectors.astype(np.float32).T).argmax(axis=1)  # (Q,)
+        x, y = part.boxes[:, 0::2].mean(axis=1), part.boxes[:, 1::2].mean(axis=1)
+        inside: dict[int, Any] = {}
+        for category, (x0, y0, x1, y1) in boxes[picture]:
+            held = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
+            inside[category] = inside.get(category, False) | held
+        for query, window in zip(queries, best, strict=True):
+            if picture in holding[query.category] and picture != query.picture:
+                hits.append(inside[query.category][window])
+                chances.append(inside[query.category].mean())
     return 100 * float(np.mean(hits)), 100 * float(np.mean(chances))
 
 
@@ -359,15 +357,6 @@ def _reranked(first: Floats, second: Floats, depth: int) -> Floats:
     result = first - 100
     np.put_along_axis(result, order, np.take_along_axis(second, order, 1) + 100, 1)
     return result
-
-
-def _means(parts: Sequence[PictureWindows], least: float, most: float) -> Floats:
-    return np.stack(
-        [
-            part.vectors[(part.scales >= least) & (part.scales <= most)].astype(np.float32).mean(0)
-            for part in parts
-        ]
-    )
 
 
 def _cut(files: Sequence[bytes], query: _Query, context: float) -> bytes:

@@ -171,7 +171,7 @@ def _embed(batch: list[_Prepared], embedder: Embedder, outcome: Outcome) -> None
         outcome.records.append(item.record)
         if isinstance(found, PictureWindows):
             outcome.windows.append(found)
-            kept.append({WINDOW_MEAN: found.whole()})
+            kept.append({WINDOW_MEAN: np.asarray(found.whole)})
         else:
             kept.append(dict(found))
     names = list(kept[0]) if kept else []

@@ -29,7 +29,7 @@ from amdim_clients.window_rows import PictureWindows, WindowPlan
 # A picture's score is the mean of its best windows: measured by benchmarks/search.py.
 BEST_WINDOWS: Final = 3
 # How much of "not like these" is taken off "like these": measured by benchmarks/search.py.
-UNLIKE: Final = 0.5
+UNLIKE: Final = 0.2
 # Pictures whose windows are all compared, for each one asked for, and at least.
 _CANDIDATES: Final = 4
 _LEAST_CANDIDATES: Final = 50
@@ -71,7 +71,7 @@ def embed_picture(data: bytes, embedder: Embedder, index: NeighborIndex) -> Floa
     output = index.space.output
     index.space.check(embedder.origin.space(output))
     found = _embed_one(data, embedder)
-    return found.whole() if isinstance(found, PictureWindows) else found[output]
+    return np.asarray(found.whole) if isinstance(found, PictureWindows) else found[output]
 
 
 def embed_region(

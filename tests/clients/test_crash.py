@@ -43,7 +43,7 @@ for n in range(%d):
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
     boxes = np.tile(np.float32([0, 0, 1, 1]), (len(vectors), 1))
     windows = PictureWindows(np.ones(len(vectors), np.float32), boxes, vectors)
-    index.add([Record(f"/p/{n}", content)], windows.whole()[None], space=space,
+    index.add([Record(f"/p/{n}", content)], vectors.astype(np.float32).mean(0)[None], space=space,
               artifact_digest=digest, windows=[windows])
     if n %% 10 == 9:
         index.remove([f"/p/{n}"])
@@ -70,8 +70,8 @@ def check(place):
         windows = held[key]
         assert isinstance(windows, PictureWindows)
         assert len(windows) == row.windows == found.keys.count(key)
-        stored = index.vectors([key])[key]
-        np.testing.assert_allclose(windows.whole(), stored, atol=1e-3)
+        mean = windows.vectors.astype(np.float32).mean(0)
+        np.testing.assert_allclose(index.vectors([key])[key], mean, atol=1e-3)
     return index
 
 
