@@ -100,7 +100,7 @@ class Served:
     async def _binary(
         self, model: str, name: str, datatype: str, shape: tuple[int, ...], blob: bytes
     ) -> Vectors:
-        tensor = {"name": name, "datatype": datatype, "shape": shape}
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
         tensor["parameters"] = {"binary_data_size": len(blob)}
         wanted = {"name": "embedding", "parameters": {"binary_data": True}}
         head = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
@@ -145,8 +145,8 @@ def test_every_route_gives_the_vector_that_the_certificate_vouches_for(
 ) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino")
-    named = {"triton_url": triton.grpc} if engine == "triton" else {"threads": 1}
-    settings = Settings(model_repository=repository, engine=engine, **named)  # type: ignore[arg-type]
+    named: dict[str, Any] = {"triton_url": triton.grpc} if engine == "triton" else {"threads": 1}
+    settings = Settings(model_repository=repository, engine=engine, **named)
     spec = read_model_spec(repository / "amdim")
     tolerance = read_certificate(repository / "amdim" / spec.version).tolerance
     encoder = open_local_encoder(repository, "amdim")
