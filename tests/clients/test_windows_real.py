@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from amdim_clients.lance_index import open_index
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +73,31 @@ def test_indexed_pictures_are_sought_without_a_model(place, photo_folder, tmp_pa
     assert code == 0
     assert len(out.splitlines()) == 6
     assert all("/class2/" in line for line in out.splitlines())
+
+
+def test_gateway_and_engine_give_the_same_windows(
+    place, photo_folder, windows_repository, served, tmp_path, run_amdim
+):
+    there = tmp_path / "there"
+    options = ("--windows", "--scales", "1,2", "--url", served)
+    code, out, err = run_amdim("index", photo_folder, "--db", there, *options)
+    assert (code, err) == (0, "")
+    assert "20 added" in out
+    mine, theirs = open_index(tmp_path / "db"), open_index(there)
+    mine.space.check(theirs.space)
+    keys = [row.key for row in mine.rows("/")]
+    for key, windows in mine.windows(keys).items():
+        other = theirs.windows([key])[key]
+        np.testing.assert_allclose(windows.boxes, other.boxes, atol=1e-6)
+        np.testing.assert_allclose(
+            windows.vectors.astype(float), other.vectors.astype(float), atol=2e-3
+        )
+    query = photo_folder / "class1" / "04.jpg"
+    for where in (("--url", served), ("--repository", windows_repository)):
+        region = ("--region", "0.2,0.2,0.8,0.8", "-k", 1)
+        code, out, _ = run_amdim("search", query, "--db", there, *region, *where)
+        assert code == 0
+        assert out.split()[-1] == str(query)
 
 
 def test_later_runs_keep_to_the_windows_the_index_has(place, photo_folder, run_amdim):

@@ -122,7 +122,8 @@ def _query_vectors(
     if all(vector is not None for vector in known.values()):
         return [vector for q in queries if (vector := known[q.name]) is not None]
     datas = {q.name: read_query(q.name) for q in queries if known[q.name] is None}
-    if place["model"] is None and place["url"] is None:
+    # A gateway names the encoder whose windows it gives; here they are another model.
+    if place["model"] is None and place["url"] is None and store.plan is None:
         place = {**place, "model": store.space.model}
     with open_embedder(
         **place,
