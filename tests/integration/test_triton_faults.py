@@ -124,11 +124,6 @@ class FaultyLink:
         writer.transport.abort()
 
 
-@pytest.fixture(scope="module")
-def triton(start_triton, repository):
-    return start_triton(repository)
-
-
 @pytest.fixture
 def link(triton) -> Iterator[FaultyLink]:
     between = FaultyLink(triton.port + 1)
