@@ -74,7 +74,7 @@ class Exchange:
         """
         wait = self._policy.wait_s(self._attempt)
         if wait is None:
-            raise TransportError(f"no answer from the server: {error}") from error
+            raise TransportError(no_answer(error)) from error
         self._attempt += 1
         return wait
 
@@ -95,6 +95,11 @@ class Exchange:
     def _finish_batch(self) -> None:
         self._pending.pop()
         self._attempt = 0
+
+
+def no_answer(error: Exception) -> str:
+    """What a caller reads when nothing listens where a server should."""
+    return f"no answer from the server ({error}): check its address, or start one by amdim serve"
 
 
 def timed_out(error: Exception, timeout_s: float) -> ClientError:

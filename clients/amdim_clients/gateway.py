@@ -16,7 +16,7 @@ from typing import Any, Final
 import httpx
 
 from amdim_clients.errors import TransportError
-from amdim_clients.exchange import Exchange, timed_out
+from amdim_clients.exchange import Exchange, no_answer, timed_out
 from amdim_clients.inputs import ImageInput, RequestBatch, RequestLimits, plan_requests
 from amdim_clients.results import EmbedResult, ResultBuilder
 from amdim_clients.retries import RetryPolicy
@@ -144,7 +144,7 @@ class EmbedClient:
         try:
             answer = self._http.get(MODEL_PATH)
         except httpx.TransportError as error:
-            raise TransportError(f"no answer from the server: {error}") from error
+            raise TransportError(no_answer(error)) from error
         return parse_model(answer.status_code, answer.content)
 
     def close(self) -> None:
@@ -262,7 +262,7 @@ class AsyncEmbedClient:
         try:
             answer = await self._http.get(MODEL_PATH)
         except httpx.TransportError as error:
-            raise TransportError(f"no answer from the server: {error}") from error
+            raise TransportError(no_answer(error)) from error
         return parse_model(answer.status_code, answer.content)
 
     async def close(self) -> None:
