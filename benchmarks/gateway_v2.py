@@ -2,7 +2,7 @@
 
     python benchmarks/gateway_v2.py [--repository DIR] [--seconds 5] [--concurrency 1 8 32]
 
-The same environment, pictures and columns as `triton.py`, so that the two tables compare.
+The same environment, pictures and columns as `triton_server.py`, so that the two tables compare.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 from load import HERE, Server
-from triton import build_environments, measure, print_table, write_pictures
+
+from triton_server import build_environments, measure, print_table, write_pictures
 
 RESULTS = HERE / "results" / "gateway_v2.json"
 
