@@ -1,6 +1,6 @@
 """NVIDIA's perf_analyzer against a real Triton that serves a model repository: a table.
 
-    python benchmarks/triton_server.py [--repository model_repository] [--seconds 5] [--concurrency 1 8 32]
+    python benchmarks/triton_server.py [--repository model_repository] [--concurrency 1 8 32]
 
 Builds its own environments on the first run: the pinned Triton of `export/triton_server`, and
 .venv/perf with perf_analyzer, which is a program inside an old wheel of NVIDIA's client. Random
