@@ -47,6 +47,7 @@ def test_a_missed_target_is_named(changes, words):
 
 def test_neighbours_count_too():
     found = _found()
+    assert found.parity is not None
     fewer = dataclasses.replace(found.parity, neighbor_agreement=0.9)
     found = dataclasses.replace(found, parity=fewer)
     assert found.qualifies is False
@@ -87,6 +88,8 @@ def test_an_exported_encoder_says_what_bf16_costs_it(published):
     if not bf16_runs_here():
         assert bf16.qualifies is None
         return
+    assert bf16.parity is not None
+    assert bf16.speedup is not None
     assert bf16.parity.images == 60
     assert 0.9 < bf16.parity.outputs["embedding"].mean_cosine < 1.0
     assert bf16.speedup > 0.0

@@ -75,6 +75,8 @@ def test_its_certificate_says_what_it_costs_and_whether_it_qualifies(both):
     certificate = read_certificate(path)
     (int8,) = certificate.precisions.values()
     assert (int8.precision, int8.engine) == ("int8", "openvino")
+    assert int8.parity is not None
+    assert int8.speedup is not None
     assert int8.parity.images == 60
     assert int8.parity.batches == (1, 2, 7, 16)
     for found in int8.parity.outputs.values():

@@ -175,9 +175,9 @@ def windows_graph() -> onnx.ModelProto:
     for tensor in [weight for weight in graph.initializer if weight.name in ("w5", "w7")]:
         graph.initializer.remove(tensor)
     del graph.input[:], graph.output[:]
-    sizes = ["N", "H", "W", 3]
+    sizes: list[str | int | None] = ["N", "H", "W", 3]
     graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, sizes))
-    shape = ["N", "h", "w", E]
+    shape: list[str | int | None] = ["N", "h", "w", E]
     graph.output.append(helper.make_tensor_value_info("windows", TensorProto.FLOAT, shape))
     return model
 
