@@ -348,9 +348,9 @@ def repository(repo_root):
 def gateway_process(repository):
     """HTTP and gRPC addresses of a real gateway in a process of its own."""
     command = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0", "--grpc-port"]
-    process = subprocess.Popen(
-        [*command, "0", "--repository", str(repository)], stderr=subprocess.PIPE, text=True
-    )
+    # the engine and precision of the one in process, so that vectors can be compared closely
+    options = ["--repository", str(repository), "--engine", "onnxruntime", "--precision", "fp32"]
+    process = subprocess.Popen([*command, "0", *options], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines = []
     try:

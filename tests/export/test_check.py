@@ -54,8 +54,9 @@ def test_a_changed_weight_with_a_mended_digest_is_caught_by_canaries(repository)
     onnx.save(model, path)
     for name in ("config.pbtxt", "1/config.pbtxt", "1/certificate.json"):
         _edit(repository / "amdim" / name, before, artifact_digest(path))
-    assert list(_failures(repository)) == ["canaries"]
-    assert "embedding" in _failures(repository)["canaries"]
+    failures = _failures(repository)
+    assert "embedding" in failures.pop("canaries")
+    assert set(failures) <= {"canaries at bf16"}  # where the processor has it
 
 
 @pytest.mark.parametrize("name", ["encoder_digest", "artifact_digest", "preprocess_digest"])
