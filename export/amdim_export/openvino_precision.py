@@ -52,10 +52,10 @@ def opened(model: bytes, *, compute: str = "fp32", threads: int = 0) -> Iterator
 def bf16_runs_here() -> bool:
     """Whether OpenVINO is installed and this processor computes in bf16."""
     try:
-        import openvino
+        from amdim_export.openvino_runtime import core
     except ModuleNotFoundError:
         return False
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def certify_bf16(

@@ -6,6 +6,7 @@ OpenVINO is an extra, so this module is imported only where it is used. Knows no
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,16 @@ from amdim_export.errors import GraphError
 from amdim_export.names import IMAGES
 
 _HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
+
+
+@functools.cache
+def core() -> openvino.Core:
+    """Returns this process's one OpenVINO, never unloaded.
+
+    Two that are unloaded in the order they were loaded leave a freed signal stack behind, and the
+    next signal ends the process (seen with OpenVINO 2026.4).
+    """
+    return openvino.Core()
 
 
 class OpenVinoEncoder:
@@ -36,7 +47,7 @@ class OpenVinoEncoder:
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            compiled = openvino.Core().compile_model(str(model), "CPU", options)
+            compiled = core().compile_model(str(model), "CPU", options)
         except RuntimeError as error:
             raise GraphError(f"OpenVINO cannot load the model: {error}") from error
         used = compiled.get_property("INFERENCE_PRECISION_HINT")

@@ -73,13 +73,18 @@ def _onnxruntime(place, file_name):
     return session.run
 
 
+_CORES = []
+
+
 def _openvino(place, file_name):
     """Returns names of outputs and a feed -> values; what is not quantized runs in float32."""
     import openvino
 
     path = str(place / (file_name or "model.xml"))  # the native backend's own default
     options = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    core = openvino.Core()
+    _CORES.append(core)  # one that is unloaded may take the thread's signal stack with it
+    request = core.compile_model(path, "CPU", options).create_infer_request()
 
     def run(names, feed):
         request.infer(feed)

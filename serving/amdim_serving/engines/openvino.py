@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from amdim_clients.contract import INPUT, ModelSpec
 from amdim_serving.engines import EngineInfo
-from amdim_serving.engines.silent import openvino
+from amdim_serving.engines.silent import core, openvino
 from amdim_serving.errors import EngineError, ProviderError, StartError
 
 _HINTS = {
@@ -67,7 +67,7 @@ class OpenVinoEngine:
             "NUM_STREAMS": str(calls),
         }
         try:
-            compiled = openvino.Core().compile_model(str(model_path), "CPU", options)
+            compiled = core().compile_model(str(model_path), "CPU", options)
         except RuntimeError as error:
             raise StartError("the model cannot be loaded by OpenVINO") from error
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
