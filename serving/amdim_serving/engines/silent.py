@@ -1,6 +1,7 @@
 """OpenVINO, loaded once and without its reporter.
 
-Its Python package tells Google Analytics of each import. Where the reporter is missing the package does without; so it is hidden while the package loads.
+Its Python package tells Google Analytics of each import. Where the reporter is missing the
+package does without; so it is hidden while the package loads.
 """
 
 from __future__ import annotations
