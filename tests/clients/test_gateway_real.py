@@ -49,8 +49,8 @@ def run_in_process(repository):
 
     def run(call, *, limits=None, retries=None, **settings):
         async def inside():
-            settings |= {"engine": "onnxruntime", "precision": "fp32", "threads": 1}
-            gateway = build_gateway(Settings(model_repository=repository, **settings))
+            values = settings | {"engine": "onnxruntime", "precision": "fp32", "threads": 1}
+            gateway = build_gateway(Settings(model_repository=repository, **values))
             app = app_module.create_app(Deployment(gateway))
             async with lifespan(app):
                 transport = httpx.ASGITransport(app)
