@@ -7,20 +7,37 @@ OpenVINO is an extra, so this module is imported only where it is used. Knows no
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino
 
 from amdim_export.errors import GraphError
 from amdim_export.names import IMAGES
 
+_REPORTER = "openvino_telemetry"
+
+
+def _load_quietly() -> Any:
+    """Imports OpenVINO without its reporter, which tells Google Analytics of each import."""
+    if _REPORTER in sys.modules:
+        return importlib.import_module("openvino")
+    sys.modules[_REPORTER] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[_REPORTER]
+
+
+openvino = _load_quietly()
 _HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
 
 
 @functools.cache
-def core() -> openvino.Core:
+def core() -> Any:
     """Returns this process's one OpenVINO, never unloaded.
 
     Two that are unloaded in the order they were loaded leave a freed signal stack behind, and the
