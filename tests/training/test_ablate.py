@@ -22,7 +22,8 @@ def config_file(write_pack, tmp_path: Path) -> Path:
         f"{ENCODER}[data]\ntrain = {json.dumps(str(pack))}\ngallery = {json.dumps(str(pack))}\n"
         f"queries = {json.dumps(str(pack))}\n"
         '[optim]\nbatch_size = 8\nschedule = "constant"\nwarmup_steps = 500\n'
-        '[run]\nprecision = "fp32"\nlog_every = 1\nsave_every = 1\n'
+        '[run]\nprecision = "fp32"\nmemory_format = "channels_last"\n'
+        "log_every = 1\nsave_every = 1\n"
     )
     return path
 

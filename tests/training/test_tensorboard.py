@@ -25,7 +25,8 @@ def make_config(write_pack: Callable[..., Path], tmp_path: Path) -> Callable[...
                 "data": {"train": [pack], "gallery": [pack], "queries": pack},
                 "optim": {"batch_size": 4, "steps": 4, "schedule": "constant"},
                 "run": {
-                    "out": str(tmp_path / out), "precision": "fp32", "log_every": 1,
+                    "out": str(tmp_path / out), "precision": "fp32",
+                    "memory_format": "channels_last", "log_every": 1,
                     "save_every": 2, "tensorboard": True, **run,
                 },
             }

@@ -318,7 +318,7 @@ def test_sigterm_saves_and_exits_cleanly(make_config, tmp_path, write_pack) -> N
         f"[encoder]\nimage_size = 32\nwidth = 4\nembed_dim = 16\n[data]\n"
         f"train = [{json.dumps(config.data.train[0])}]\n"
         f'[optim]\nbatch_size = 8\nsteps = 1000000\n[run]\nout = "{config.run.out}"\n'
-        f'precision = "fp32"\nlog_every = 1\nsave_every = 100000\n'
+        f'precision = "fp32"\nmemory_format = "channels_last"\nlog_every = 1\nsave_every = 100000\n'
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "amdim_clients.cli", "train", str(path)],
