@@ -97,8 +97,6 @@ def tensorrt_accelerator(facts: EncoderFacts, max_batch_size: int) -> Accelerato
             # no narrower than the file is certified for; quantizers in a graph need INT8 allowed
             "precision_mode": "INT8" if facts.precision == "int8" else "FP32",
             "max_workspace_size_bytes": "1073741824",
-            "trt_engine_cache_enable": "true",
-            "trt_engine_cache_path": "/tmp/amdim-engines",
             "trt_profile_min_shapes": shape(1),
             "trt_profile_opt_shapes": shape(max_batch_size),
             "trt_profile_max_shapes": shape(max_batch_size),
