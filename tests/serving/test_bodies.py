@@ -102,7 +102,7 @@ def test_no_json_body_is_a_fault_of_ours(client_for: Any, make_picture: Any) -> 
                         headers={"Content-Type": "application/json"},
                     ),
                     loop,
-                ).result(10)
+                ).result(60)
                 if answer.status_code != 200:
                     code = answer.json()["error"]["code"]
                     assert answer.status_code == ERRORS[code].status < 500

@@ -36,7 +36,7 @@ def run_check(client_for: Any, make_check: Callable[[Callable[..., httpx.Respons
 
             def post(*args: Any, **keywords: Any) -> httpx.Response:
                 call: Awaitable[httpx.Response] = client.post(*args, **keywords)
-                return asyncio.run_coroutine_threadsafe(call, loop).result(20)  # type: ignore[arg-type]
+                return asyncio.run_coroutine_threadsafe(call, loop).result(60)  # type: ignore[arg-type]
 
             await asyncio.to_thread(make_check(post))
             assert "amdim_queue_images 0.0" in (await client.get("/metrics")).text
@@ -157,7 +157,7 @@ def test_nothing_that_the_openapi_document_allows_is_a_fault(served: Any) -> Non
         )
         @given(case=operation.as_strategy())
         def ask(case: Any) -> None:
-            answer = case.call(base_url=served.url, timeout=30)
+            answer = case.call(base_url=served.url, timeout=60)
             assert answer.status_code < 500, (case.method, case.path, answer.text)
             asked.setdefault(operation.label, set()).add(answer.status_code)
 
