@@ -136,7 +136,7 @@ def open_windows(settings: Settings, encoder: ModelSpec) -> WindowsModel | None:
         opened.engine.close()
         _log.warning("%s is of another encoder than %s: no windows", name, settings.model)
         return None
-    return WindowsModel(opened.engine, opened.certificate, opened.config)
+    return WindowsModel(opened.engine, opened.certificate, opened.canary_cosine, opened.config)
 
 
 def settle(settings: Settings) -> Settings:

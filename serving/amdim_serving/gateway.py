@@ -5,9 +5,7 @@ Knows no framework. Lives as long as a loaded version: `deployment.py` replaces 
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -17,15 +15,14 @@ from amdim_clients.contract import Certificate, ModelSpec
 from amdim_serving.bodies import BodyReader
 from amdim_serving.choosing import open_engine, open_windows
 from amdim_serving.engines import EngineInfo
-from amdim_serving.errors import CanaryError, ServingError
+from amdim_serving.health import Health
 from amdim_serving.metrics import Metrics
 from amdim_serving.opening import ModelConfig, Tried
 from amdim_serving.service import EmbedService
 from amdim_serving.settings import Settings
 
-# After so long without a good batch, readiness is proved by a canary.
-_IDLE_S = 10.0
-_CANARY_TIMEOUT_S = 10.0
+# Readiness waits for the windows' canary no longer: a probe that timed out would take out all.
+_PATIENCE_S = 0.5
 
 
 @dataclass(slots=True)
@@ -52,11 +49,19 @@ class Gateway:
     files_config: ModelConfig = field(init=False)
     """The same of the model that takes files."""
     bodies: BodyReader = field(init=False)
-    _check: asyncio.Lock = field(default_factory=asyncio.Lock)
+    health: Health = field(init=False)
+    """Of the encoder; the windows have their own."""
 
     def __post_init__(self) -> None:
         spec = self.service.spec
         self.bodies = BodyReader(self.service.limits)
+        self.health = Health(
+            spec.name,
+            self.service.batcher.stats,
+            is_proved=lambda: self.service.engine.is_proved,
+            run_canary=lambda: self.service.encode_canary(self.certificate),
+            metrics=self.metrics,
+        )
         self.files_config = type(self.config)()
         self.files_config.CopyFrom(self.config)
         self.files_config.name = f"{spec.name}_image"
@@ -99,7 +104,11 @@ class Gateway:
     def announce(self) -> None:
         """States in the metrics that this is what serves."""
         self.metrics.describe(self.service.engine, package_version())
-        self.metrics.canary_cosine.set(self.canary_cosine)
+        cosines = {self.service.spec.name: self.canary_cosine}
+        if self.service.windows is not None:
+            opened = self.service.windows.model
+            cosines[opened.engine.spec.name] = opened.canary_cosine
+        self.metrics.serve_models(cosines)
         self.metrics.queue_limit.set(self.service.limits.queue_images)
         self.metrics.ready.set(1)
 
@@ -118,7 +127,8 @@ class Gateway:
     async def why_unready(self) -> str | None:
         """Returns why the server should get no work, or None when it is ready.
 
-        A recent good batch proves it; when idle or after a failure, a canary has to.
+        A recent good batch proves it; when idle or after a failure, a canary has to. Windows that
+        fail are refused alone and told by `unavailable`: the encoder's work goes on.
         """
         reason = await self._find_unready()
         self.metrics.ready.set(reason is None)
@@ -127,33 +137,37 @@ class Gateway:
     async def _find_unready(self) -> str | None:
         if self.draining or self.service.batcher.closing:
             return "draining"
-        stats = self.service.batcher.stats
-        async with self._check:
-            is_recent = time.monotonic() - stats.last_good < _IDLE_S
-            if is_recent and not stats.last_failed and self.service.engine.is_proved:
-                return None
-            try:
-                async with asyncio.timeout(_CANARY_TIMEOUT_S):
-                    await self.service.encode_canary(self.certificate)
-            except (ServingError, TimeoutError) as error:
-                if isinstance(error, CanaryError):
-                    self.metrics.canary_cosine.set(error.cosine)
-                return "engine"
+        if not await self.health.check():
+            return "engine"
+        if self.service.windows is not None:
+            await self.service.windows.health.check(_PATIENCE_S)
         return None
+
+    @property
+    def unavailable(self) -> list[str]:
+        """Names of the models that failed their last check, whose requests are refused."""
+        windows = self.service.windows
+        return [] if windows is None or windows.health.is_good else [windows.spec.name]
+
+    async def is_model_ready(self, name: str) -> bool:
+        """Whether one of the served models may get work; checked as readiness is."""
+        return await self.why_unready() is None and name not in self.unavailable
 
     def describe(self) -> dict[str, Any]:
         """Returns what /model shows."""
         spec = self.service.spec
         own = {
+            "available": self.health.is_good,
             **_described(spec, self.service.engine.info, self.certificate),
             "chosen_among": [asdict(one) for one in self.tried],
         }
         models = {spec.name: own}
         if self.service.windows is not None:
             opened = self.service.windows.model
-            models[opened.engine.spec.name] = _described(
-                opened.engine.spec, opened.engine.info, opened.certificate
-            )
+            models[opened.engine.spec.name] = {
+                "available": self.service.windows.health.is_good,
+                **_described(opened.engine.spec, opened.engine.info, opened.certificate),
+            }
         limits = self.settings.limits.published()
         return {"default": spec.name, "models": models, "limits": limits}
 

@@ -103,6 +103,11 @@ def find_model(gateway: Gateway, name: str, version: str | None) -> KServeModel:
     raise RequestError("unknown_model")
 
 
+def model_state(gateway: Gateway, model: KServeModel) -> str:
+    """Returns Triton's word for whether a served model gets work, by its last check."""
+    return "UNAVAILABLE" if model.name in gateway.unavailable else "READY"
+
+
 def requested_outputs(spec: ModelSpec, names: Sequence[str]) -> tuple[str, ...]:
     """Returns the outputs to send: those named, else all of them, as Triton does.
 

@@ -26,6 +26,7 @@ from amdim_serving.kserve import (
     KServeModel,
     check_input,
     find_model,
+    model_state,
     read_bytes,
     read_values,
     requested_outputs,
@@ -140,8 +141,8 @@ class _Servicer:
         return pb.ServerReadyResponse(ready=await gateway.why_unready() is None)
 
     async def model_ready(self, gateway: Gateway, request: Message) -> Message:
-        _model(gateway, request)
-        return pb.ModelReadyResponse(ready=await gateway.why_unready() is None)
+        model = _model(gateway, request)
+        return pb.ModelReadyResponse(ready=await gateway.is_model_ready(model.name))
 
     async def server_metadata(self, _: Gateway, __: Message) -> Message:
         return pb.ServerMetadataResponse(
@@ -174,7 +175,11 @@ class _Servicer:
         entry = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
-                entry(name=model.name, version=model.spec.version, state="READY")
+                entry(
+                    name=model.name,
+                    version=model.spec.version,
+                    state=model_state(gateway, model),
+                )
                 for model in served_models(gateway)
             ]
         )

@@ -6,7 +6,7 @@ Knows what is counted, not when: whoever does the work reports it here. Label se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -78,9 +78,16 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livemin",
         )
-        self.canary_cosine = Gauge(
+        self._model_ready = Gauge(
+            "amdim_model_ready",
+            "Whether a model's last check passed.",
+            ["model"],
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
+        self._canary_cosine = Gauge(
             "amdim_canary_cosine",
-            "Worst cosine of the last canary run.",
+            "Worst cosine of any model's last canary run.",
             registry=self.registry,
             multiprocess_mode="livemin",
         )
@@ -102,6 +109,7 @@ class Metrics:
             "amdim_reloads", "Reloads by what came of them.", ["outcome"], registry=self.registry
         )
         self._said: tuple[str, ...] = ()
+        self._cosines: dict[str, float] = {}
         self._watched: dict[object, tuple[Callable[[], float], Callable[[], int], int]] = {}
         self._seen: tuple[float, float] = (time.monotonic(), 0.0)
         if not _IS_SHARED:
@@ -134,6 +142,24 @@ class Metrics:
     def batch(self, images: int) -> None:
         """Records a batch."""
         self._batch_size.observe(images)
+
+    def serve_models(self, cosines: Mapping[str, float]) -> None:
+        """States which models serve, each with its worst canary at load, and no others any more."""
+        for model in self._cosines.keys() - cosines.keys():
+            self.verdict(model, False)  # shared files forget nothing
+        self._cosines = {}
+        for model, cosine in cosines.items():
+            self.verdict(model, True)
+            self.canary(model, cosine)
+
+    def verdict(self, model: str, is_good: bool) -> None:
+        """Records whether a model passed its check."""
+        self._model_ready.labels(model).set(is_good)
+
+    def canary(self, model: str, cosine: float) -> None:
+        """Records how near a model's canary came."""
+        self._cosines[model] = cosine
+        self._canary_cosine.set(min(self._cosines.values()))
 
     def watch(
         self, busy_s: Callable[[], float], queued: Callable[[], int], instances: int

@@ -67,10 +67,11 @@ class OpenModel:
 
 @dataclass(frozen=True, slots=True)
 class WindowsModel:
-    """A loaded windows model that reproduced its certificate."""
+    """A loaded windows model that reproduced its certificate, and how nearly."""
 
     engine: Engine
     certificate: Certificate
+    canary_cosine: float
     config: ModelConfig
 
 
@@ -228,7 +229,7 @@ def with_beside(opened: OpenModel, artifact: Artifact, *, threads: int) -> OpenM
     """
     engine = opened.engine
     cores = len(os.sched_getaffinity(0))
-    if threads or cores < 2 or engine.info.provider not in _ON_CORES:
+    if threads or engine.info.provider not in _ON_CORES:
         return opened
     name: LocalEngineName = "openvino" if engine.info.engine == "openvino" else "onnxruntime"
     try:

@@ -131,6 +131,9 @@ class StatusAnswer(BaseModel):
     """The answer of /livez and /readyz."""
 
     status: Literal["live", "ready"]
+    unavailable: list[str] | None = Field(
+        None, description="Models that fail on their canaries, while the encoder serves."
+    )
 
 
 class ModelAnswer(BaseModel):

@@ -268,17 +268,17 @@ class EmbedService:
             embedded.append(item)
         return {name: np.stack([item.vectors[name] for item in embedded]) for name in outputs}
 
-    async def encode_canary(self, certificate: Certificate) -> None:
-        """Runs one canary past the queue's bound, to see that the engine still answers right.
+    async def encode_canary(self, certificate: Certificate) -> float:
+        """Runs one canary past the queue's bound and returns its worst cosine.
 
         Raises:
-            ServingError: It does not.
+            ServingError: The engine does not reproduce it.
         """
         outputs = tuple(certificate.expected)
         with self.batcher.admit(1, outputs, privileged=True) as job:
             row = await job.submit(certificate.pixels[0])
         got = {name: row.batch.vectors[name][row.row][None] for name in outputs}
-        self.metrics.canary_cosine.set(compare_canaries(got, certificate))
+        return compare_canaries(got, certificate)
 
     async def run_in_thread(self, call: Callable[[], ResultT]) -> ResultT:
         """Runs a call too long for the event loop, such as encoding a large answer."""

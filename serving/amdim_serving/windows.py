@@ -21,8 +21,10 @@ from amdim_clients.images import ImageLimits, Preprocess, header_size
 from amdim_clients.windows import WindowGrid, decode_windows, plan_grids
 from amdim_serving.admission import Admission
 from amdim_serving.batcher import Batcher
+from amdim_serving.canaries import compare_canaries
 from amdim_serving.engines import Engine
 from amdim_serving.errors import ItemError, RequestError
+from amdim_serving.health import Health
 from amdim_serving.jobs import BatchRow, Job
 from amdim_serving.limits import Limits
 from amdim_serving.metrics import Metrics
@@ -87,6 +89,13 @@ class WindowsService:
             instances=model.engine.info.calls,
             on_batch=self._count_batch,
         )
+        self.health = Health(
+            self.spec.name,
+            self.batcher.stats,
+            is_proved=lambda: self.model.engine.is_proved,
+            run_canary=self.encode_canary,
+            metrics=metrics,
+        )
 
     def start(self) -> None:
         """Starts the batcher on the running event loop."""
@@ -115,11 +124,13 @@ class WindowsService:
         """Returns each picture's windows at each scale, or why it has none.
 
         Raises:
-            RequestError: As `EmbedService.embed`; too_many_windows where all pictures together
-                have more than the queue holds.
+            RequestError: As `EmbedService.embed`; engine_unavailable where the model failed on
+                its canary; too_many_windows where all pictures together have more than the queue
+                holds.
         """
         result = EmbedResult()
         async with self._admission.bounded(self.stats, len(pictures), result.timings) as deadline:
+            await self.health.require()
             result.items = await self._embed_all(
                 pictures, scales, normalize, deadline, result.timings
             )
@@ -173,9 +184,23 @@ class WindowsService:
         """
         timings = Timings()
         async with self._admission.bounded(self.stats, len(images), timings) as deadline:
+            await self.health.require()
             vectors = await self._encode_pixels(images, deadline, timings)
         self._metrics.image("ok", len(images))
         return dict.fromkeys(outputs, vectors)
+
+    async def encode_canary(self) -> float:
+        """Runs one canary past the queue's bound and returns its worst cosine.
+
+        Raises:
+            ServingError: The engine does not reproduce it.
+        """
+        certificate = self.model.certificate
+        pixels: Pixels = certificate.pixels[0]
+        permits = self._permits(*pixels.shape[:2])
+        with self.batcher.admit(permits, (WINDOWS,), privileged=True) as job:
+            row = await job.submit(pixels, permits=permits)
+        return compare_canaries({WINDOWS: row.batch[row.row][None]}, certificate)
 
     async def _encode_pixels(self, images: Pixels, deadline: float, timings: Timings) -> Vectors:
         each = self._permits(images.shape[1], images.shape[2])

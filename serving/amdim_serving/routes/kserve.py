@@ -24,6 +24,7 @@ from amdim_serving.kserve import (
     KServeModel,
     TensorInfo,
     find_model,
+    model_state,
     requested_outputs,
     served_models,
     triton_json,
@@ -139,9 +140,10 @@ async def metadata(request: Request, model: str, version: str | None = None) -> 
 @router.get(_MODEL + "/ready", summary="Whether a model may get work")
 @router.get(_VERSION + "/ready", summary="Whether a version may get work")
 async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
-    """200 or 503, as /readyz."""
-    find_model(request.state.gateway, model, version)
-    return await ready(request)
+    """200 or 503: as /readyz, and the model's own."""
+    gateway: Gateway = request.state.gateway
+    found = find_model(gateway, model, version)
+    return Response(status_code=200 if await gateway.is_model_ready(found.name) else 503)
 
 
 @router.get(_MODEL + "/config", summary="A model's Triton config")
@@ -155,10 +157,16 @@ async def config(request: Request, model: str, version: str | None = None) -> Re
 @router.post("/repository/index", summary="The models served")
 async def index(request: Request) -> Response:
     """Name, version and state of each."""
+    gateway: Gateway = request.state.gateway
     return _json(
         [
-            {"name": model.name, "version": model.spec.version, "state": "READY", "reason": ""}
-            for model in served_models(request.state.gateway)
+            {
+                "name": model.name,
+                "version": model.spec.version,
+                "state": model_state(gateway, model),
+                "reason": "",
+            }
+            for model in served_models(gateway)
         ]
     )
 

@@ -38,13 +38,18 @@ async def livez() -> Response:
     responses={503: ERRORS_SHOWN[503]},
 )
 async def readyz(request: Request) -> Response:
-    """200 once the canaries reproduced and while the engine answers; 503 says why not."""
+    """200 once the canaries reproduced and while the engine answers; 503 says why not.
+
+    `unavailable` names a model that is refused while the encoder serves.
+    """
     gateway: Gateway = request.state.gateway
     reason = await gateway.why_unready()
     if reason is not None:
         head = request.scope[HEAD]
         return error_answer(_UNREADY[reason], request_id=head.request_id)
-    return Response(to_json({"status": "ready"}), media_type=JSON)
+    refused = gateway.unavailable
+    said = {"status": "ready", **({"unavailable": refused} if refused else {})}
+    return Response(to_json(said), media_type=JSON)
 
 
 @router.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
