@@ -19,6 +19,7 @@ import grpc
 import uvicorn
 from starlette.types import ASGIApp
 
+from amdim_serving.accepting import Acceptor
 from amdim_serving.app import create_app
 from amdim_serving.deployment import Deployment, Reopen
 from amdim_serving.errors import RequestError, StartError
@@ -97,13 +98,17 @@ class _DrainingServer(uvicorn.Server):
         self._settings = deployment.current.settings
         self._began = started
         self._grpc: grpc.aio.Server | None = None
+        self._acceptor: Acceptor | None = None
         self._drain_task: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts listening and says so, with what serves and how long it took."""
         grpc_port = self._bind_grpc()  # before anything that would have to be undone
-        await super().startup(sockets)
+        shared = self._worker is not None
+        await super().startup(sockets[1:] if sockets and shared else sockets)
+        if self._worker is not None and sockets:
+            self._acceptor = self._accept_in_turn(sockets[0], self._worker)
         if self._grpc is not None:
             await self._grpc.start()
         # What was loaded stays: collections need not walk it, an eighth of the loop's CPU.
@@ -137,8 +142,26 @@ class _DrainingServer(uvicorn.Server):
         self._deployment.on_loaded = worker.reloaded
         worker.ready(text)
 
+    def _accept_in_turn(self, listener: socket.socket, worker: Worker) -> Acceptor:
+        """Takes this worker's share of the connections; uvicorn would take all that wait."""
+
+        def make_protocol() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+            return protocol
+
+        connections = self.server_state.connections
+        acceptor = Acceptor(listener, make_protocol, lambda: len(connections), worker.shares)
+        acceptor.start()
+        return acceptor
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drains HTTP and gRPC together."""
+        if self._acceptor is not None:
+            self._acceptor.stop()
         grace_s = self._settings.drain_timeout
         stops = [] if self._grpc is None else [self._grpc.stop(grace_s)]
         await asyncio.gather(super().shutdown(sockets), *stops)

@@ -11,9 +11,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from multiprocessing.connection import Connection
 
+from amdim_serving.accepting import Shares
 from amdim_serving.errors import StartError
 from amdim_serving.logs import log_to_stderr
 from amdim_serving.settings import Settings
@@ -31,11 +32,15 @@ class Worker:
         listeners: Bound and shared with the other workers.
         pipe: Its other end closes when the parent dies.
         workers: How many there are.
+        shares: How many connections each of them has.
     """
 
-    def __init__(self, listeners: Sequence[socket.socket], pipe: Connection, workers: int) -> None:
+    def __init__(
+        self, listeners: Sequence[socket.socket], pipe: Connection, workers: int, shares: Shares
+    ) -> None:
         self.listeners = list(listeners)
         self.workers = workers
+        self.shares = shares
         self._pipe = pipe
 
     def ready(self, text: str) -> None:
@@ -72,7 +77,11 @@ class Worker:
 
 
 def run_worker(
-    settings: Settings, number: int, listeners: Sequence[socket.socket], pipe: Connection
+    settings: Settings,
+    number: int,
+    listeners: Sequence[socket.socket],
+    pipe: Connection,
+    counts: MutableSequence[int],
 ) -> None:
     """Serves as worker `number` until its parent says stop; the process' whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent acts
@@ -83,7 +92,7 @@ def run_worker(
     # Imported when the cores are known: numeric libraries count them once.
     from amdim_serving.server import serve
 
-    worker = Worker(listeners, pipe, settings.workers)
+    worker = Worker(listeners, pipe, settings.workers, Shares(counts, number))
     try:
         serve(_share(settings), worker=worker)
     except StartError as error:

@@ -22,6 +22,7 @@ from multiprocessing.context import SpawnProcess
 
 from prometheus_client import multiprocess
 
+from amdim_serving.accepting import AWAY
 from amdim_serving.choosing import settle
 from amdim_serving.errors import StartError
 from amdim_serving.server import bound_listeners
@@ -85,7 +86,10 @@ class _Supervisor:
         self._settings = settings
         self._listeners = listeners
         self._began = started
+        self._context = multiprocessing.get_context("spawn")
         self._seats = [_Seat(number) for number in range(settings.workers)]
+        # How many connections each has; a whole C int is read and written at once, so no lock.
+        self._counts = self._context.RawArray("i", [AWAY] * settings.workers)
         self._said_ready = False
         self._stopping = False
         self._latest_end = float("inf")
@@ -110,11 +114,10 @@ class _Supervisor:
         now = time.monotonic()
         for seat in self._seats:
             if seat.process is None and seat.due <= now and not self._stopping:
-                context = multiprocessing.get_context("spawn")
-                seat.pipe, theirs = context.Pipe()
-                process = context.Process(
+                seat.pipe, theirs = self._context.Pipe()
+                process = self._context.Process(
                     target=run_worker,
-                    args=(self._settings, seat.number, self._listeners, theirs),
+                    args=(self._settings, seat.number, self._listeners, theirs, self._counts),
                     name=f"amdim-worker-{seat.number}",
                 )
                 process.start()
@@ -199,6 +202,7 @@ class _Supervisor:
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
         lived_s = time.monotonic() - seat.started
         seat.process = seat.pipe = None
+        self._counts[seat.number] = AWAY
         if self._stopping:
             if code:
                 _log.error("worker %d ended with %s while draining", seat.number, code)
