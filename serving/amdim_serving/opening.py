@@ -6,7 +6,7 @@ Knows the repository's files; no settings, no HTTP and no batching.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +49,8 @@ class OpenModel:
 
     Attributes:
         engine: Takes all the threads there are for each call.
-        beside: The same with one thread a call and a call a core, for cores that decode pictures
+        beside: The same with one thread a call and a call a core (`engine` itself where there is
+            but one), for cores that decode pictures
             too: calls that wait for each other's threads waste them. None: was not asked for, or
             the engine does not compute on this process's cores.
         canary_cosine: The worst cosine of its canaries.
@@ -231,6 +232,8 @@ def with_beside(opened: OpenModel, artifact: Artifact, *, threads: int) -> OpenM
     cores = len(os.sched_getaffinity(0))
     if threads or engine.info.provider not in _ON_CORES:
         return opened
+    if cores == 1 and engine.info.calls == 1:  # it is such a one itself
+        return replace(opened, beside=engine)
     name: LocalEngineName = "openvino" if engine.info.engine == "openvino" else "onnxruntime"
     try:
         second, cosine = artifact.load(

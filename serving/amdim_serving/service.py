@@ -135,7 +135,7 @@ class EmbedService:
         self.engine.close()
         if self.windows is not None:
             self.windows.free()
-        if self._beside is not None:
+        if self._beside is not None and self._beside is not self.engine:
             self._beside.close()
         if self._engines is not self._decoders:
             self._engines.close()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from amdim_serving.engines.onnxruntime import OnnxRuntimeEngine
 from amdim_serving.errors import CanaryError, EngineError, ProviderError, StartError
 from amdim_serving.local import open_local_encoder
 from amdim_serving.opening import OpenModel, open_model
+from amdim_serving.service import EmbedService
 from amdim_serving.settings import find_repository, load_settings
 
 
@@ -98,3 +101,24 @@ def test_openvino_gives_the_certified_vectors(repository: Path) -> None:
     opened.engine.close()
     with pytest.raises(EngineError):
         opened.engine.encode(opened.certificate.pixels[:1], ["local5"])
+
+
+def test_on_one_core_the_engine_is_its_own_second_one(repository: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        model = open_model(repository, "amdim", beside=True)
+        assert model.beside is model.engine and model.engine.info.threads == 1
+
+        async def main() -> None:
+            service = EmbedService(model.engine, beside=model.beside)
+            await service.start()
+            pixels = np.zeros((9, 32, 32, 3), np.uint8)
+            answers = [service.encode_pixels(pixels, ("global",)) for _ in range(4)]
+            for vectors in await asyncio.gather(*answers):
+                assert vectors["global"].shape == (9, 8)
+            await service.close()
+
+        asyncio.run(asyncio.wait_for(main(), 30))
+    finally:
+        os.sched_setaffinity(0, allowed)
