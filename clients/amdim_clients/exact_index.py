@@ -16,6 +16,7 @@ from amdim_clients.keys import is_below
 from amdim_clients.neighbors import FloatArray, Neighbors, StoredRow, WindowNeighbors
 from amdim_clients.pipeline import Record
 from amdim_clients.space import VectorSpace
+from amdim_clients.store_rows import as_cosines
 from amdim_clients.window_rows import NO_WINDOWS, PictureWindows, WindowPlan
 
 
@@ -156,7 +157,7 @@ def _nearest(
         for _ in queries:
             yield np.zeros(0, np.int64), np.zeros(0, np.float32)
         return
-    scores = np.clip(_unit(queries) @ _unit(vectors).T, -1, 1)  # (Q, N)
+    scores = as_cosines(_unit(queries) @ _unit(vectors).T)  # (Q, N)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     for row, columns in enumerate(best):
         yield columns, scores[row, columns]

@@ -8,7 +8,7 @@ Knows no pictures and no encoder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,14 @@ from amdim_clients.lance_tables import (
 from amdim_clients.neighbors import FloatArray, Neighbors, StoredRow, WindowNeighbors
 from amdim_clients.pipeline import Record
 from amdim_clients.space import VectorSpace
+from amdim_clients.store_rows import (
+    Owner,
+    as_cosines,
+    chunks,
+    counting,
+    leftovers,
+    nearest_counting,
+)
 from amdim_clients.window_rows import NO_WINDOWS, PictureWindows, WindowPlan
 
 # Below this, comparing every row takes milliseconds; an approximate index only loses neighbours.
@@ -45,10 +53,7 @@ _ROWS_PER_BATCH: Final = 4096
 # benchmarks/search.py at a million vectors.
 _PROBES: Final = 80
 _REFINE: Final = 10
-# Windows asked for beyond those wanted, where a killed writer may have left some that do not count.
-_SPARE: Final = 1.5
-
-_Found = TypeVar("_Found")
+_OWNER: Final = ["path", "content_hash"]
 
 
 class LanceIndex:
@@ -98,7 +103,7 @@ class LanceIndex:
 
     def holders(self, content_hashes: Iterable[str]) -> Mapping[str, str]:
         """Content hash to the key of a picture that has it."""
-        found = self._by(self._images, "content_hash", content_hashes, ["path", "content_hash"])
+        found = self._by(self._images, "content_hash", content_hashes, _OWNER)
         return {row["content_hash"]: row["path"] for row in found.to_pylist()}
 
     def facts(self, keys: Iterable[str]) -> Mapping[str, PictureFacts]:
@@ -118,16 +123,12 @@ class LanceIndex:
         if self._windows is None:
             return {}
         wanted = list(keys)
-        hashes = self._hashes(wanted)
-        columns = ["path", "content_hash", "scale", *BOX, VECTOR]
-        found = self._by(self._windows, "path", wanted, columns)
-        paths = found["path"].to_pylist()
-        contents = found["content_hash"].to_pylist()
-        counting = [hashes.get(p) == c for p, c in zip(paths, contents, strict=True)]
+        contents = self._hashes(wanted)
+        found = self._by(self._windows, "path", wanted, [*_OWNER, "scale", *BOX, VECTOR])
+        owners = _owners(found)
         places: dict[str, list[int]] = {}
-        for at, (path, counts) in enumerate(zip(paths, counting, strict=True)):
-            if counts:
-                places.setdefault(path, []).append(at)
+        for at in counting(owners, contents):
+            places.setdefault(owners[at][0], []).append(at)
         scales = found["scale"].to_numpy()
         boxes = np.stack([found[name].to_numpy() for name in BOX], axis=1)
         vectors = matrix(found[VECTOR], self.space.dim)
@@ -162,7 +163,7 @@ class LanceIndex:
     def remove(self, keys: Iterable[str]) -> None:
         """Delete these pictures and their windows, some hundred in a transaction."""
         with told(self.place):
-            for chunk in _chunks(list(keys), _KEYS_PER_STATEMENT):
+            for chunk in chunks(keys, _KEYS_PER_STATEMENT):
                 self._images.delete(any_of("path", chunk))
                 if self._windows is not None:
                     self._windows.delete(any_of("path", chunk))
@@ -203,25 +204,20 @@ class LanceIndex:
         """
         if self._windows is None or self.is_whole:
             return
-        held: dict[tuple[str, str], int] = {}
-        for batch in self._batches(self._windows, ["path", "content_hash"], None):
-            for pair in zip(*(batch[name].to_pylist() for name in batch.schema.names), strict=True):
-                held[pair] = held.get(pair, 0) + 1
-        sound = {
-            row.key: row.content_hash
-            for row in self.rows("/")
-            if row.windows is None or held.get((row.key, row.content_hash), 0) == row.windows
-        }
-        short = [row.key for row in self.rows("/") if row.key not in sound]
-        strays = {key for key, content in held if sound.get(key) != content} - set(short)
+        owners = (
+            owner
+            for batch in self._batches(self._windows, _OWNER, None)
+            for owner in _owners(batch)
+        )
+        left = leftovers(self.rows("/"), owners)
         with told(self.place):
-            for chunk in _chunks(sorted(strays), _KEYS_PER_STATEMENT):
-                contents = [sound[key] for key in chunk if key in sound]
+            for chunk in chunks(left.strays, _KEYS_PER_STATEMENT):
+                contents = [content for key in chunk if (content := left.strays[key]) is not None]
                 stray = any_of("path", chunk)
                 if contents:
                     stray += f" AND NOT {any_of('content_hash', contents)}"
                 self._windows.delete(stray)
-        self.remove(short)
+        self.remove(left.short)
 
     def tune(self, *, ann_min_rows: int = ANN_MIN_ROWS) -> None:
         """Compact what many small transactions left, and index approximately where it pays.
@@ -250,17 +246,13 @@ class LanceIndex:
     def _search_windows(
         self, query: FloatArray, count: int, exact: bool, where: Sequence[Condition]
     ) -> WindowNeighbors:
-        columns = ["path", "content_hash", "scale", *BOX]
-        wanted, total = int(count * _SPARE), self.window_count
-        while True:
+        def ask(wanted: int) -> tuple[Any, list[Owner]]:
+            columns = [*_OWNER, "scale", *BOX]
             rows = self._nearest(self._windows, query, wanted, exact, where, columns)
-            hashes = self._hashes(rows["path"].unique().to_pylist())
-            pairs = zip(rows["path"].to_pylist(), rows["content_hash"].to_pylist(), strict=True)
-            kept = [at for at, (path, content) in enumerate(pairs) if hashes.get(path) == content]
-            if len(kept) >= count or len(rows) < wanted or wanted >= total:
-                break
-            wanted *= 4
-        rows = rows.take(pa.array(kept[:count], pa.int64()))
+            return rows, _owners(rows)
+
+        rows, kept = nearest_counting(ask, self._hashes, count=count, total=self.window_count)
+        rows = rows.take(pa.array(kept, pa.int64()))
         return WindowNeighbors(
             keys=tuple(rows["path"].to_pylist()),
             scores=_scores(rows),
@@ -287,15 +279,14 @@ class LanceIndex:
                 request = request.nprobes(_PROBES).refine_factor(_REFINE)
             return request.limit(count).select([*columns, "_distance"]).to_arrow()
 
-    def _hashes(self, keys: Sequence[str]) -> dict[str, str]:
-        found = self._by(self._images, "path", keys, ["path", "content_hash"])
-        return dict(zip(found["path"].to_pylist(), found["content_hash"].to_pylist(), strict=True))
+    def _hashes(self, keys: Iterable[str]) -> dict[str, str]:
+        return dict(_owners(self._by(self._images, "path", keys, _OWNER)))
 
     def _by(self, table: Any, column: str, values: Iterable[str], columns: list[str]) -> Any:
         """Rows whose column is one of the values."""
         parts = []
         with told(self.place):
-            for chunk in _chunks(list(dict.fromkeys(values)), _KEYS_PER_STATEMENT):
+            for chunk in chunks(dict.fromkeys(values), _KEYS_PER_STATEMENT):
                 request = table.search().where(any_of(column, chunk)).select(columns)
                 parts.append(request.to_arrow())
             if not parts:
@@ -311,7 +302,7 @@ class LanceIndex:
 
     def _drop_outdated(self, records: Sequence[Record], *, keep: bool) -> None:
         """Remove the windows of what these pictures were before."""
-        for chunk in _chunks(list(records), _KEYS_PER_STATEMENT):
+        for chunk in chunks(records, _KEYS_PER_STATEMENT):
             condition = any_of("path", [record.key for record in chunk])
             if keep:
                 now = any_of("content_hash", [record.content_hash for record in chunk])
@@ -335,11 +326,8 @@ def _ann_name(table: Any) -> str | None:
 
 
 def _scores(rows: Any) -> FloatArray:
-    # Rounding can leave the cosine of two equal vectors a little above 1.
-    scores: FloatArray = np.clip(1 - rows["_distance"].to_numpy().astype(np.float32), -1, 1)
-    return scores
+    return as_cosines(1 - rows["_distance"].to_numpy().astype(np.float32))
 
 
-def _chunks(items: Sequence[_Found], size: int) -> Iterator[Sequence[_Found]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _owners(rows: Any) -> list[Owner]:
+    return list(zip(rows["path"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))

@@ -20,6 +20,7 @@ from amdim_clients.facts import PictureFacts
 from amdim_clients.keys import below_prefixes
 from amdim_clients.pipeline import Record
 from amdim_clients.space import VectorSpace
+from amdim_clients.store_rows import window_counts
 from amdim_clients.window_rows import PictureWindows, WindowPlan
 
 IMAGES: Final = "images"
@@ -80,14 +81,13 @@ def image_rows(
     space: VectorSpace,
 ) -> Any:
     """A table of whole pictures."""
-    counts = [len(each) for each in windows] if windows is not None else [None] * len(records)
     return pa.table(
         [
             pa.array([record.key for record in records], pa.string()),
             pa.array([record.content_hash for record in records], pa.string()),
             pa.array([artifact_digest] * len(records), pa.string()),
             *_fact_columns(records),
-            pa.array(counts, pa.int32()),
+            pa.array(window_counts(windows, len(records)), pa.int32()),
             _vectors(vectors, np.float32, space.dim),
         ],
         schema=image_schema(space),

@@ -22,11 +22,20 @@ from amdim_clients.neighbors import FloatArray, Neighbors, StoredRow, WindowNeig
 from amdim_clients.pipeline import Record
 from amdim_clients.qdrant_filters import any_of, below, picture_facts, picture_payload, where_filter
 from amdim_clients.space import VectorSpace
+from amdim_clients.store_rows import (
+    Owner,
+    as_cosines,
+    chunks,
+    counting,
+    leftovers,
+    nearest_counting,
+    window_counts,
+)
 from amdim_clients.window_rows import NO_WINDOWS, PictureWindows, WindowPlan
 
 _NAMESPACE: Final = uuid.UUID("6f9a3a66-7f0c-5d53-9a3e-6a2f6e2b5c11")
 _BATCH: Final = 256
-_SPARE: Final = 1.5  # as in `lance_rows`: windows of no picture do not count
+_OWNER: Final = ["path", "content_hash"]
 
 
 class QdrantIndex:
@@ -61,7 +70,7 @@ class QdrantIndex:
 
     def holders(self, content_hashes: Iterable[str]) -> Mapping[str, str]:
         """Content hash to the key of a picture that has it."""
-        found = self._having("content_hash", content_hashes, ["path", "content_hash"])
+        found = self._having("content_hash", content_hashes, _OWNER)
         return {point.payload["content_hash"]: point.payload["path"] for point in found}
 
     def facts(self, keys: Iterable[str]) -> Mapping[str, PictureFacts]:
@@ -81,13 +90,12 @@ class QdrantIndex:
             return {}
         hashes = self._hashes(wanted)
         points: dict[str, list[Any]] = {}
-        for chunk in _chunks(wanted):
-            for point in self._scroll(
-                windows_of(self._name), any_of("path", chunk), True, vectors=True
-            ):
-                path = point.payload["path"]
-                if hashes.get(path) == point.payload["content_hash"]:
-                    points.setdefault(path, []).append(point)
+        for chunk in chunks(wanted, _BATCH):
+            held = list(
+                self._scroll(windows_of(self._name), any_of("path", chunk), True, vectors=True)
+            )
+            for at in counting(map(_owner, held), hashes):
+                points.setdefault(_owner(held[at])[0], []).append(held[at])
         return {path: _picture_windows(found) for path, found in points.items()}
 
     def add(
@@ -106,7 +114,7 @@ class QdrantIndex:
                 raise IndexStoreError(NO_WINDOWS)
             for record, each in zip(records, windows, strict=True):
                 self._upsert(windows_of(self._name), window_points(record, each))
-        counts = [len(each) for each in windows] if windows is not None else [None] * len(records)
+        counts = window_counts(windows, len(records))
         self._upsert(
             self._name,
             (
@@ -128,7 +136,7 @@ class QdrantIndex:
 
     def remove(self, keys: Iterable[str]) -> None:
         """Delete these pictures and their windows."""
-        for chunk in _chunks(list(keys)):
+        for chunk in chunks(keys, _BATCH):
             with told():
                 ids = [_id(key) for key in chunk]
                 self._client.delete(self._name, models.PointIdsList(points=ids), wait=True)
@@ -137,20 +145,14 @@ class QdrantIndex:
                     self._client.delete(windows_of(self._name), selector, wait=True)
 
     def repair(self) -> None:
-        """Drop pictures that are short of windows: the next update encodes them again."""
+        """Drop windows of no picture, and pictures short of windows: they are encoded again."""
         if self.plan is None:
             return
-        held: dict[tuple[str, str], int] = {}
-        for point in self._scroll(windows_of(self._name), None, ["path", "content_hash"]):
-            pair = point.payload["path"], point.payload["content_hash"]
-            held[pair] = held.get(pair, 0) + 1
-        short = [
-            row.key
-            for row in self.rows("/")
-            if row.windows is not None and held.get((row.key, row.content_hash), 0) != row.windows
-        ]
-        known = self._hashes({path for path, _ in held})
-        self.remove([*short, *{path for path, _ in held if path not in known}])
+        owners = map(_owner, self._scroll(windows_of(self._name), None, _OWNER))
+        left = leftovers(self.rows("/"), owners)
+        for key, content in left.strays.items():
+            self._drop_windows(key, but=content)
+        self.remove(left.short)
 
     def tune(self) -> None:
         """Nothing to do: the server keeps its own index in order."""
@@ -187,15 +189,13 @@ class QdrantIndex:
     def _search_windows(
         self, query: FloatArray, count: int, exact: bool, where: Sequence[Condition]
     ) -> WindowNeighbors:
-        name, wanted, total = windows_of(self._name), int(count * _SPARE), self.window_count
-        while True:
-            found = self._nearest(name, query, wanted, exact, where, True)
-            hashes = self._hashes({point.payload["path"] for point in found})
-            kept = [p for p in found if hashes.get(p.payload["path"]) == p.payload["content_hash"]]
-            if len(kept) >= count or len(found) < wanted or wanted >= total:
-                break
-            wanted *= 4
-        windows = kept[:count]
+        def ask(wanted: int) -> tuple[list[Any], list[Owner]]:
+            name = windows_of(self._name)
+            points = self._nearest(name, query, wanted, exact, where, True)
+            return points, [_owner(point) for point in points]
+
+        found, kept = nearest_counting(ask, self._hashes, count=count, total=self.window_count)
+        windows = [found[at] for at in kept]
         return WindowNeighbors(
             keys=tuple(point.payload["path"] for point in windows),
             scores=_scores(windows),
@@ -224,13 +224,12 @@ class QdrantIndex:
         return list(answer.points)
 
     def _hashes(self, keys: Iterable[str]) -> dict[str, str]:
-        found = self._having("path", keys, ["path", "content_hash"])
-        return {point.payload["path"]: point.payload["content_hash"] for point in found}
+        return dict(map(_owner, self._having("path", keys, _OWNER)))
 
     def _having(
         self, field: str, values: Iterable[str], payload: Any, *, vectors: bool = False
     ) -> Iterator[Any]:
-        for chunk in _chunks(list(dict.fromkeys(values))):
+        for chunk in chunks(dict.fromkeys(values), _BATCH):
             yield from self._scroll(self._name, any_of(field, chunk), payload, vectors=vectors)
 
     def _scroll(
@@ -252,7 +251,7 @@ class QdrantIndex:
                 return
 
     def _upsert(self, name: str, points: Iterable[models.PointStruct]) -> None:
-        for chunk in _chunks(list(points)):
+        for chunk in chunks(points, _BATCH):
             with told():
                 self._client.upsert(name, list(chunk), wait=True)
 
@@ -318,9 +317,8 @@ def _picture_windows(points: list[Any]) -> PictureWindows:
 
 
 def _scores(points: Sequence[Any]) -> FloatArray:
-    return np.clip(np.array([point.score for point in points], np.float32), -1, 1)
+    return as_cosines([point.score for point in points])
 
 
-def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), _BATCH):
-        yield items[start : start + _BATCH]
+def _owner(point: Any) -> Owner:
+    return point.payload["path"], point.payload["content_hash"]
