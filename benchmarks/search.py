@@ -2,7 +2,8 @@
 
 python benchmarks/search.py                    # quality: about four minutes on two cores
 python benchmarks/search.py --only scale       # 10,000 to a million synthetic vectors
-python benchmarks/search.py --only cost        # indexing, windows, the client
+python benchmarks/search.py --only cost        # indexing, and windows
+python benchmarks/search.py --only client      # what a client spends beside its server
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = ("regions", "pictures", "duplicates", "scale", "cost")
+SECTIONS = ("regions", "pictures", "duplicates", "scale", "cost", "client")
 
 
 def main() -> None:
@@ -27,9 +28,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--caltech", type=int, default=5, help="pictures of each class")
     parser.add_argument("--photos", type=int, default=150, help="photographs to vary")
+    parser.add_argument("--images", type=int, default=560, help="sent by each client")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/search.json")
     arguments = parser.parse_args()
+    if arguments.caltech < 2:
+        parser.error("--caltech: two pictures of a class at least, or none has another to find")
     kept = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for section in arguments.only:
         kept[section] = _measure(section, arguments)
@@ -39,9 +43,12 @@ def main() -> None:
 
 
 def _measure(section: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    import search_client
     import search_quality
     import search_scale
 
+    if section == "client":
+        return search_client.client(arguments.repository, arguments.images)
     if section == "scale":
         return search_scale.scale(arguments.sizes)
     models = search_quality.Models.open(arguments.repository)

@@ -18,7 +18,7 @@ from amdim_clients.errors import (
 from amdim_clients.inputs import ImageFailure, RequestBatch
 from amdim_clients.results import ResultBuilder
 from amdim_clients.retries import RetryPolicy
-from amdim_clients.wire import EmbedOptions, embed_body, parse_embed, parse_error
+from amdim_clients.wire import EmbedBody, EmbedOptions, parse_embed, parse_error
 
 _TOO_MUCH_FOR_ONE_REQUEST = frozenset({"body_too_large", "too_many_images"})
 
@@ -41,9 +41,9 @@ class Exchange:
         """The batch to send now, or None when everything is answered."""
         return self._pending[-1] if self._pending else None
 
-    def body(self) -> bytes:
+    def body(self) -> EmbedBody:
         """The body of the batch that is `next`."""
-        return embed_body(self._pending[-1], self._options)
+        return EmbedBody(self._pending[-1], self._options)
 
     def received(self, status: int, headers: Mapping[str, str], content: bytes) -> float:
         """Take an answer in; returns seconds to wait before the next turn.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -24,6 +24,8 @@ from amdim_clients.windows import WindowGrid
 EMBED_PATH: Final = "/embed"
 MODEL_PATH: Final = "/model"
 WINDOWS: Final = "windows"
+_START: Final = b'{"images":['
+_ENTRY_BYTES: Final = len(b'{"data":""}')
 _DTYPES: Final = ("float32", "float16")
 _IDENTITY: Final = (
     "model",
@@ -82,21 +84,49 @@ class BatchAnswer:
     items: tuple[Item | ImageFailure, ...]
 
 
-def embed_body(batch: RequestBatch, options: EmbedOptions) -> bytes:
-    """The JSON body of one request; images and vectors travel in base64."""
-    body: dict[str, Any] = {
-        "images": [{"data": base64.b64encode(p).decode("ascii")} for p in batch.payloads],
-        "normalize": options.normalize,
-        "encoding_format": "base64",
-    }
-    if options.outputs is not None:
-        body["outputs"] = list(options.outputs)
-    if options.model is not None:
-        body["model"] = options.model
-    if options.scales is not None:
-        body["scales"] = list(options.scales)
-        body["dtype"] = "float16"
-    return json.dumps(body).encode("ascii")
+class EmbedBody:
+    """The JSON body of one request, made image by image as it is sent; may be read again.
+
+    Images and vectors travel in base64. It needs no escapes, so an encoder of JSON, which looks
+    for some, would take most of a client's time; and one string of all images would be copied
+    several times on its way.
+    """
+
+    def __init__(self, batch: RequestBatch, options: EmbedOptions) -> None:
+        """Take what is to be sent."""
+        self._payloads = batch.payloads
+        rest: dict[str, Any] = {"normalize": options.normalize, "encoding_format": "base64"}
+        if options.outputs is not None:
+            rest["outputs"] = list(options.outputs)
+        if options.model is not None:
+            rest["model"] = options.model
+        if options.scales is not None:
+            rest["scales"] = list(options.scales)
+            rest["dtype"] = "float16"
+        self._end = b"]," + json.dumps(rest).encode("ascii")[1:]
+
+    def __len__(self) -> int:
+        """How many bytes there are."""
+        images = sum(_ENTRY_BYTES + (len(data) + 2) // 3 * 4 for data in self._payloads)
+        commas = len(self._payloads) - 1
+        return len(_START) + images + commas + len(self._end)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield _START
+        for at, data in enumerate(self._payloads):
+            encoded = base64.b64encode(data)
+            yield b'%b{"data":"%b"}' % (b"," if at else b"", encoded)
+        yield self._end
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the largest image."""
+        return max(map(len, self._payloads))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What must be said of it."""
+        return {"content-type": "application/json", "content-length": str(len(self))}
 
 
 def parse_embed(content: bytes, count: int) -> BatchAnswer:

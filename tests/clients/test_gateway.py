@@ -122,6 +122,13 @@ def test_too_many_images_are_sent_in_halves(embed, gateway, photo_bytes):
     assert np.array_equal(result["embedding"], embed(images)["embedding"])
 
 
+def test_an_image_of_megabytes_goes_beside_small_ones(embed, photo_bytes):
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    result = embed([photo_bytes(0), noise])  # 1.5 MB: noise does not compress
+    assert np.array_equal(result["embedding"][0], embed([photo_bytes(0)])["embedding"][0])
+    assert np.array_equal(result["embedding"][1], embed([noise])["embedding"][0])
+
+
 def test_progress_counts_every_image(embed, photo_bytes):
     seen: list[int] = []
     limits = RequestLimits(max_images=2)
