@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amdim_training.classifiers import MlpHead, classifier_loss
+from amdim_training.config import Precision
 from amdim_training.errors import ShapeError
+from amdim_training.precision import autocast, choose_precision
 
 Predict = Callable[[Tensor], Tensor]
+
+_BLOCK = 8192  # rows whose logits are made at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class LinearSchedule:
     iterations: int = 100
     l2: float = 1e-3
     """Weight of half the squared weights beside the mean cross-entropy."""
+    tolerance: float = 1e-6
+    """Iterations end where one changes the loss by less."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,6 +45,8 @@ class MlpSchedule:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
     seed: int = 0
+    precision: Precision = "auto"
+    """Of the layers' products while training; `auto` takes the faster of fp32 and bf16 here."""
 
 
 def fit_linear(
@@ -64,15 +72,23 @@ def fit_linear(
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(
-        layer.parameters(), max_iter=schedule.iterations, line_search_fn="strong_wolfe"
+        layer.parameters(),
+        max_iter=schedule.iterations,
+        tolerance_change=schedule.tolerance,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(layer(x), labels)
-        loss = loss + schedule.l2 / 2 * layer.weight.square().sum()
+        loss = schedule.l2 / 2 * layer.weight.square().sum()
         loss.backward()
-        return loss
+        total = loss.detach()
+        # the same sum in blocks, whose logits stay near the processor: a third faster
+        for rows, targets in zip(x.split(_BLOCK), labels.split(_BLOCK), strict=True):
+            part = F.cross_entropy(layer(rows), targets, reduction="sum") / len(x)
+            part.backward()
+            total += part.detach()
+        return total
 
     optimizer.step(closure)
     return _predictor(layer, standardise)
@@ -85,21 +101,41 @@ def fit_mlp(features: Tensor, labels: Tensor, *, schedule: MlpSchedule | None = 
     x, n = standardise(features), len(features)
     batch = min(schedule.batch_size, n)
     with torch.random.fork_rng(devices=[]):
+        _, trial = _mlp_update(MlpHead(features.shape[1], n_classes), x, labels, schedule)
+        few = torch.arange(batch)
+        precision = choose_precision(schedule.precision, lambda choice: trial(few, choice))
         torch.manual_seed(schedule.seed)
         head = MlpHead(features.shape[1], n_classes)
-        optimizer = torch.optim.Adam(
-            head.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-        )
+        optimizer, update = _mlp_update(head, x, labels, schedule)
         per_epoch = n // batch  # a rest smaller than a batch waits for the next shuffle
         epochs = max(schedule.epochs, -(-schedule.min_steps // per_epoch))
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
         for _ in range(epochs):
             for rows in torch.randperm(n)[: per_epoch * batch].split(batch):
-                optimizer.zero_grad()
-                classifier_loss(head(x[rows]), labels[rows]).backward()
-                optimizer.step()
+                update(rows, precision)
                 decay.step()
     return _predictor(head.eval(), standardise)
+
+
+def _mlp_update(
+    head: MlpHead, x: Tensor, labels: Tensor, schedule: MlpSchedule
+) -> tuple[torch.optim.Adam, Callable[[Tensor, Precision], None]]:
+    """Returns an optimiser of a head and what makes one update with it, on rows of x."""
+    optimizer = torch.optim.Adam(
+        head.parameters(),
+        lr=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        fused=True,
+    )
+
+    def update(rows: Tensor, precision: Precision) -> None:
+        optimizer.zero_grad()
+        with autocast(x.device, precision):
+            logits = head(x[rows])
+        classifier_loss(logits, labels[rows]).backward()
+        optimizer.step()
+
+    return optimizer, update
 
 
 def probe_accuracy(predict: Predict, features: Tensor, labels: Tensor) -> float:
@@ -116,7 +152,7 @@ def _prepare(features: Tensor, labels: Tensor) -> tuple[Predict, int]:
     return lambda rows: (rows - mean) / deviation, int(labels.max()) + 1
 
 
-def _predictor(model: nn.Module, standardise: Predict, *, chunk: int = 8192) -> Predict:
+def _predictor(model: nn.Module, standardise: Predict, *, chunk: int = _BLOCK) -> Predict:
     @torch.inference_mode()
     def predict(features: Tensor) -> Tensor:
         parts = [model(standardise(rows)).argmax(dim=1) for rows in features.split(chunk)]
