@@ -21,14 +21,22 @@ from amdim_training.step import objective
 PROJECTION = 128
 
 Views = tuple[Tensor, Tensor]
+Targets = tuple[Tensor, ...]
 
 
 class Objective(nn.Module):
     """A loss over two views, with whatever it trains beside the encoder."""
 
-    def forward(self, first: EncoderFeatures, second: EncoderFeatures, views: Views) -> Tensor:
-        """Returns the scalar loss of the encoder's features of both views."""
+    def forward(self, first: EncoderFeatures, second: EncoderFeatures, targets: Targets) -> Tensor:
+        """Returns the scalar loss, in float32, of the encoder's features of both views."""
         raise NotImplementedError
+
+    def targets(self, views: Views) -> Targets:
+        """Returns a second encoder's (N, D) vectors of both views, where there is one.
+
+        Called under the encoder's precision, so that a second encoder costs what the first does.
+        """
+        return ()
 
     @torch.no_grad()
     def after_update(self, encoder: AmdimEncoder) -> None:
@@ -38,7 +46,7 @@ class Objective(nn.Module):
 class Amdim(Objective):
     """The infomax objective."""
 
-    def forward(self, first: EncoderFeatures, second: EncoderFeatures, views: Views) -> Tensor:
+    def forward(self, first: EncoderFeatures, second: EncoderFeatures, targets: Targets) -> Tensor:
         """Returns the objective's total."""
         return objective(first, second, LossConfig()).total
 
@@ -50,7 +58,7 @@ class SimCLR(Objective):
         super().__init__()
         self.head, self.temperature = projection_head(dim), temperature
 
-    def forward(self, first: EncoderFeatures, second: EncoderFeatures, views: Views) -> Tensor:
+    def forward(self, first: EncoderFeatures, second: EncoderFeatures, targets: Targets) -> Tensor:
         """Returns NT-Xent over both views."""
         n = len(first.f1)
         z = F.normalize(self.head(torch.cat([first.f1, second.f1]).float()), dim=1)  # (2N, P)
@@ -80,9 +88,10 @@ class MoCo(Objective):
         self.slow = copy.deepcopy(encoder).requires_grad_(False).train()
         self.register_buffer("queue", F.normalize(torch.randn(queue, PROJECTION), dim=1))
 
-    def forward(self, first: EncoderFeatures, second: EncoderFeatures, views: Views) -> Tensor:
+    def forward(self, first: EncoderFeatures, second: EncoderFeatures, targets: Targets) -> Tensor:
         """Returns the mean of both directions; the queue takes this batch's keys."""
-        keys = [self._keys(view) for view in views]
+        with torch.no_grad():
+            keys = [F.normalize(self.slow_head(f1.float()), dim=1) for f1 in targets]
         losses = [
             self._contrast(features.f1, key)
             for features, key in ((first, keys[1]), (second, keys[0]))
@@ -93,16 +102,17 @@ class MoCo(Objective):
         return (losses[0] + losses[1]) / 2
 
     @torch.no_grad()
+    def targets(self, views: Views) -> Targets:
+        """Returns the slow encoder's global vectors."""
+        return tuple(self.slow(view).f1 for view in views)
+
+    @torch.no_grad()
     def after_update(self, encoder: AmdimEncoder) -> None:
         """Lets the slow encoder follow."""
         pairs = (encoder.parameters(), self.slow.parameters())
         heads = (self.head.parameters(), self.slow_head.parameters())
         for fast, slow in (pairs, heads):
             torch._foreach_lerp_(list(slow), list(fast), 1.0 - self.momentum)
-
-    @torch.no_grad()
-    def _keys(self, view: Tensor) -> Tensor:
-        return F.normalize(self.slow_head(self.slow(view).f1.float()), dim=1)
 
     def _contrast(self, f1: Tensor, keys: Tensor) -> Tensor:
         query = F.normalize(self.head(f1.float()), dim=1)  # (N, P)
