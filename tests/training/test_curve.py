@@ -3,8 +3,11 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
 
-from amdim_training.curve import read_log, write_curve
+from amdim_training.curve import read_log, read_logs, write_curve
+from amdim_training.curve_command import curve as command
 from amdim_training.errors import DataError
 
 START = {
@@ -27,7 +30,8 @@ def write_log(folder: Path, records: list[dict[str, object]]) -> Path:
 
 def test_a_log_becomes_a_picture_with_its_last_numbers(tmp_path: Path) -> None:
     knn = {"event": "knn", "step": 4, "knn_global": 0.25, "knn_embedding": 0.5}
-    write_curve(write_log(tmp_path, [START, step(2, 5.0), step(4, 3.0), knn]), tmp_path / "c.svg")
+    run = write_log(tmp_path, [START, step(2, 5.0), step(4, 3.0), knn])
+    write_curve([run], tmp_path / "c.svg")
     texts = [node.text for node in ET.parse(tmp_path / "c.svg").iter() if node.text]
     assert "32 px, width 4, D 16, depth 1; 8 pairs an update, 40 images" in texts
     assert "1→5: 3" in texts and "kNN, embedding: 50" in texts and "kNN, global: 25" in texts
@@ -48,4 +52,33 @@ def test_what_cannot_be_drawn_is_named(tmp_path: Path, text: str | None, message
     if text is not None:
         (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
-        write_curve(tmp_path, tmp_path / "c.svg")
+        write_curve([tmp_path], tmp_path / "c.svg")
+
+
+def test_a_run_that_went_on_from_another_counts_on(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    knn = {"event": "knn", "step": 2, "knn_global": 0.5}
+    write_log(first, [START, step(2, 5.0), step(4, 4.0)])
+    write_log(second, [START, step(2, 3.0), knn])
+
+    kept = read_logs([first, second])
+
+    assert [r["step"] for r in kept if r["event"] == "step"] == [2, 4, 6]
+    assert kept[-1] == knn | {"step": 6}
+    app = Typer()
+    app.command()(command)
+    arguments = [str(first), str(second), str(tmp_path / "c.svg")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert "1→5: 3" in (tmp_path / "c.svg").read_text()
+
+
+def test_runs_whose_steps_differ_in_size_make_no_curve(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    write_log(first, [START, step(2, 5.0)])
+    write_log(second, [START, step(2, 3.0) | {"pairs": 32}])
+    with pytest.raises(DataError, match="different batches"):
+        write_curve([first, second], tmp_path / "c.svg")

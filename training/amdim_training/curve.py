@@ -53,9 +53,32 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return kept
 
 
+def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Returns the records of runs that each went on from the one before, steps counted on.
+
+    Raises:
+        DataError: A log is missing or broken, or batches differ, so that steps do not add up.
+    """
+    joined: list[dict[str, Any]] = []
+    made, batches = 0, set[float]()
+    for path in paths:
+        records = read_log(path)
+        steps = [record for record in records if record["event"] == "step"]
+        batches |= {record["pairs"] / record["step"] for record in steps}
+        joined += [
+            record | {"step": record["step"] + made} if "step" in record else record
+            for record in records
+        ]
+        made += max(record["step"] for record in steps)
+    if len(paths) > 1 and len(batches) > 1:
+        raise DataError(f"runs of different batches ({sorted(batches)}) make no one curve")
+    return joined
+
+
 def draw_curve(records: Sequence[Mapping[str, Any]], title: str) -> str:
     """Returns an SVG of the objective's terms and of the accuracies, each over pairs of views."""
-    batch = next(r["pairs"] / r["step"] for r in records if r["event"] == "step")
+    first = next(record for record in records if record["event"] == "step")
+    batch = first["pairs"] / first["step"]
     losses, shares = Series(), Series()
     for record in records:
         if record["event"] not in ("step", "knn"):
@@ -79,15 +102,18 @@ def draw_curve(records: Sequence[Mapping[str, Any]], title: str) -> str:
     )
 
 
-def write_curve(run: Path, target: Path) -> None:
-    """Draws a run's log into an SVG file, written aside and renamed.
+def write_curve(runs: Sequence[Path], target: Path) -> None:
+    """Draws the log of a run, and of those that went on from it, into an SVG file.
+
+    The file is written aside and renamed.
 
     Raises:
-        DataError: The log is missing or broken, or the file cannot be written.
+        DataError: A log is missing or broken, logs do not go together, or the file cannot be
+            written.
     """
-    records = read_log(run)
-    start = next((r for r in records if r["event"] == "start"), None)
-    title = _title(start) if start else run.name
+    records = read_logs(runs)
+    start = next((r for r in reversed(records) if r["event"] == "start"), None)
+    title = _title(start) if start else runs[-1].name
     aside = target.with_name(f".{target.name}.partial")
     try:
         aside.write_text(draw_curve(records, title), encoding="utf-8")

@@ -9,11 +9,14 @@ import typer
 
 
 def curve(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or its log.jsonl.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="A run's folder or its log.jsonl, then those that went on from it."),
+    ],
     target: Annotated[Path, typer.Argument(help="The SVG file to write.")],
 ) -> None:
     """Draw a run's losses and accuracies as an SVG picture."""
     from amdim_training.curve import write_curve
 
-    write_curve(run, target)
+    write_curve(runs, target)
     print(target)
