@@ -25,6 +25,7 @@ from amdim_serving.deployment import Deployment, Reopen
 from amdim_serving.errors import RequestError, StartError
 from amdim_serving.gateway import Gateway, build_gateway, reopen_gateway
 from amdim_serving.kserve_grpc import create_grpc_server
+from amdim_serving.memory import bound_free_memory
 from amdim_serving.metrics_port import MetricsPort
 from amdim_serving.protocol import protocol_with
 from amdim_serving.settings import Settings
@@ -58,6 +59,7 @@ def serve(
         StartError: The port or the model cannot be had; the text says why.
     """
     started = time.monotonic() if started is None else started
+    bound_free_memory()
     with contextlib.ExitStack() as stack:
         listeners = worker.listeners if worker else stack.enter_context(bound_listeners(settings))
         deployment = Deployment(open_gateway(settings), reopen)
