@@ -266,7 +266,7 @@ def _windows_mean(arguments: argparse.Namespace, splits: _Splits) -> dict[str, d
         encoded = {}
         for split in dataset.splits:
             files, labels = _files(dataset.sources, split, arguments.limit)
-            vectors = [part.whole for part in models.parts(files, plan)]
+            vectors = [np.asarray(part.whole) for part in models.parts(files, plan)]
             encoded[split] = LabelledVectors({kind: torch.from_numpy(np.stack(vectors))}, labels)
         for task in dataset.tasks:
             both = encoded[task.gallery], encoded[task.queries]
