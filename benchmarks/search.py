@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--caltech", type=int, default=5, help="pictures of each class")
     parser.add_argument("--photos", type=int, default=150, help="photographs to vary")
+    parser.add_argument("--copies", type=int, default=8, help="of 128 pictures, to be indexed")
     parser.add_argument("--images", type=int, default=560, help="sent by each client")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/search.json")
@@ -44,6 +45,7 @@ def main() -> None:
 
 def _measure(section: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     import search_client
+    import search_pictures
     import search_quality
     import search_scale
 
@@ -55,10 +57,10 @@ def _measure(section: str, arguments: argparse.Namespace) -> dict[str, dict[str,
     if section == "regions":
         return search_quality.regions(models, arguments.data)
     if section == "pictures":
-        return search_quality.pictures(models, arguments.data, arguments.caltech)
+        return search_pictures.pictures(models, arguments.data, arguments.caltech)
     if section == "duplicates":
-        return search_quality.duplicates(models, arguments.data, arguments.photos)
-    return search_scale.cost(models, arguments.data)
+        return search_pictures.duplicates(models, arguments.data, arguments.photos)
+    return search_scale.cost(models, arguments.data, arguments.copies)
 
 
 def _print(section: str, rows: Mapping[str, Mapping[str, float]]) -> None:
