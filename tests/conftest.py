@@ -5,9 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grpc_stays() -> None:
+    """Keeps asyncio's gRPC from ending with the last of its objects.
+
+    It would be ended, and its thread waited for, by whichever thread collects that object: after a
+    test that failed half way, with calls open, for ever.
+    """
+    grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -351,12 +352,16 @@ def gateway_process(repository):
     # the engine and precision of the one in process, so that vectors can be compared closely
     options = ["--repository", str(repository), "--engine", "onnxruntime", "--precision", "fp32"]
     process = subprocess.Popen([*command, "0", *options], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    lines = []
+    stderr = process.stderr
+    assert stderr is not None
+    lines: list[str] = []
+    # a pipe that nobody empties would stop the server once it is full
+    emptied = threading.Thread(target=lambda: lines.extend(stderr), daemon=True)
     try:
-        for line in process.stderr:
+        for line in stderr:
             lines.append(line)
             if found := re.search(r"ready on (http://127\.0\.0\.1:\d+) \(gRPC (\d+)\)", line):
+                emptied.start()
                 yield found[1], f"127.0.0.1:{found[2]}"
                 break
         else:
@@ -364,7 +369,9 @@ def gateway_process(repository):
     finally:
         process.terminate()
         process.wait(20)
-        process.stderr.close()
+        if emptied.ident is not None:
+            emptied.join(20)
+        stderr.close()
 
 
 @pytest.fixture(scope="session")

@@ -196,12 +196,13 @@ def run(settings: Settings, scenario: Callable[[Served], Awaitable[None]]) -> No
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
             transport = httpx.ASGITransport(app)
-            async with (
-                httpx.AsyncClient(transport=transport, base_url="http://test") as http,
-                grpc_aio.InferenceServerClient(f"127.0.0.1:{port}") as grpc,
-            ):
-                await scenario(Served(http, grpc, gateway.service.spec.image_size))
-            await server.stop(None)
-            del server  # its end needs the loop that is about to close
+            try:
+                async with (
+                    httpx.AsyncClient(transport=transport, base_url="http://test") as http,
+                    grpc_aio.InferenceServerClient(f"127.0.0.1:{port}") as grpc,
+                ):
+                    await scenario(Served(http, grpc, gateway.service.spec.image_size))
+            finally:
+                await server.stop(None)
 
     asyncio.run(main())

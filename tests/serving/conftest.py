@@ -7,10 +7,12 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -31,6 +33,8 @@ from amdim_serving.opening import OpenModel, open_model
 from amdim_serving.settings import Settings
 
 S, D, E = 32, 8, 12
+# A request's deadline where no test is about it: a machine that stops for a while fails nothing.
+_PATIENCE_S = 120
 
 ClientFactory = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -265,6 +269,7 @@ def client_for(repository: Path) -> ClientFactory:
         *, prepare: Callable[[Gateway], None] | None = None, **settings: object
     ) -> AsyncIterator[httpx.AsyncClient]:
         values = {"model_repository": repository, "engine": "onnxruntime", "threads": 1}
+        values["deadline_seconds"] = _PATIENCE_S
         values |= settings
         gateway = build_gateway(Settings(**values))  # type: ignore[arg-type]
         if prepare is not None:
@@ -292,27 +297,47 @@ def make_picture() -> Callable[..., bytes]:
     return encode_picture
 
 
+_READY = re.compile(r"ready on http://127\.0\.0\.1:(\d+) \(gRPC (\d+|off)\) in")
+
+
 class Server:
     """A real `amdim serve` process on free ports."""
 
     def __init__(self, repository: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0"]
         self.process = subprocess.Popen(
-            [*command, "--repository", str(repository), *flags], stderr=subprocess.PIPE, text=True
+            [*command, "--repository", str(repository), *flags],
+            env={"AMDIM_DEADLINE_SECONDS": str(_PATIENCE_S), **os.environ},
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        assert self.process.stderr is not None
-        self.lines = []
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(
-                r"ready on http://127\.0\.0\.1:(\d+) \(gRPC (\d+|off)\) in", line
-            ):
-                self.port = int(found[1])
-                self.grpc_port = int(found[2])
-                break
-        else:
-            pytest.fail("the server did not start: " + "".join(self.lines))
+        self.lines: list[str] = []
+        told = threading.Event()
+
+        def listen() -> None:
+            # to its end: a pipe that nobody empties would stop the server once it is full
+            assert self.process.stderr is not None
+            with self.process.stderr as stream:
+                for line in stream:
+                    self.lines.append(line)
+                    if found := _READY.search(line):
+                        self.port = int(found[1])
+                        self.grpc_port = 0 if found[2] == "off" else int(found[2])
+                        told.set()
+            told.set()
+
+        self._listener = threading.Thread(target=listen, daemon=True)
+        self._listener.start()
+        told.wait(120)
+        if not hasattr(self, "port"):
+            self.process.kill()
+            pytest.fail("the server did not start: " + self.log())
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def log(self) -> str:
+        """All that an ended server has said."""
+        self._listener.join(30)
+        return "".join(self.lines)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -328,8 +353,7 @@ def running(repository: Path, *flags: str) -> Iterator[Server]:
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
-        if server.process.stderr is not None:
-            server.process.stderr.close()
+        server.log()
 
 
 @pytest.fixture(scope="session")

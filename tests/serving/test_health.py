@@ -197,15 +197,17 @@ def test_grpc_says_which_model_is_ready(client_for: Any, windows_repository: Pat
             server = create_grpc_server(Deployment(gateways[0]))
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
-            async with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
-                assert not await client.is_model_ready("amdim_windows")
-                assert await client.is_model_ready("amdim")
-                assert await client.is_server_ready()
-                index = (await client.get_model_repository_index()).models
-                assert {one.name: one.state for one in index}["amdim_windows"] == "UNAVAILABLE"
-                fault.shift = 0.0
-                assert await client.is_model_ready("amdim_windows")
-            await server.stop(None)
+            try:
+                async with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+                    assert not await client.is_model_ready("amdim_windows")
+                    assert await client.is_model_ready("amdim")
+                    assert await client.is_server_ready()
+                    index = (await client.get_model_repository_index()).models
+                    assert {one.name: one.state for one in index}["amdim_windows"] == "UNAVAILABLE"
+                    fault.shift = 0.0
+                    assert await client.is_model_ready("amdim_windows")
+            finally:
+                await server.stop(None)
 
     asyncio.run(main())
 

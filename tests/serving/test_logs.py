@@ -78,7 +78,7 @@ def test_each_request_has_a_line_and_no_line_holds_a_secret(
                 "amdim", [tensor], headers={"x-api-key": "key-of-a-user", "x-request-id": "g-1"}
             )
         assert server.stop() == 0
-        log = "".join(server.lines) + server.process.stderr.read()
+        log = server.log()
     assert not [secret for secret in SECRETS if secret in log]
     if log_format == "text":
         assert "/embed 200" in log
@@ -101,4 +101,4 @@ def test_without_the_flag_requests_are_not_logged(
     with running_server(repository, "--drain-delay", "0") as server:
         httpx.get(server.url + "/model")
         server.stop()
-        assert "/model" not in server.process.stderr.read()
+        assert "/model" not in server.log()
