@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amdim_clients.embedders import ENGINE_GROUP, REMOTE_LIMITS, Embedder, probe_picture
+from amdim_clients.embedders import ENGINE_GROUP, Embedder, probe_picture
 from amdim_clients.errors import EngineError, ImageError, IndexStoreError
 from amdim_clients.inputs import ImageFailure, RequestLimits
 from amdim_clients.space import VectorOrigin
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from amdim_clients.window_results import WindowResult
 
 DEFAULT_WINDOWS_MODEL: Final = "amdim_windows"
+# Fewer than of whole pictures: the windows of one can be more than a megabyte of the answer.
+WINDOW_LIMITS: Final = RequestLimits(max_images=8)
 _BATCH: Final = 8  # pictures held as the pixels of all their scales
 _TOO_MANY: Final = "too_many_windows"
 _NO_VECTOR: Final = ImageFailure("invalid_embedding", "The encoder gave no usable vector.")
@@ -121,7 +123,7 @@ class RemoteWindowEmbedder:
         plan: WindowPlan,
         *,
         model: str | None = None,
-        limits: RequestLimits = REMOTE_LIMITS,
+        limits: RequestLimits = WINDOW_LIMITS,
     ) -> None:
         """Take over `client`, and ask it for one picture's windows to learn what it serves.
 

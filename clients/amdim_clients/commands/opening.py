@@ -69,7 +69,7 @@ def _window_embedder(
     if url is not None:
         from amdim_clients.gateway import EmbedClient
 
-        client = EmbedClient(url, api_key=api_key, limits=embedders.REMOTE_LIMITS)
+        client = EmbedClient(url, api_key=api_key, limits=window_embedders.WINDOW_LIMITS)
         return window_embedders.RemoteWindowEmbedder(client, plan, model=model)
     encoder = window_embedders.open_local_windows(
         repository or embedders.default_repository(),
