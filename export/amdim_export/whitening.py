@@ -24,8 +24,10 @@ from amdim_training.checkpoint import Checkpoint
 from amdim_training.whitening import Whitening, fit_search_vector, pooled_features
 
 EMBEDDING_FILE = "embedding.safetensors"
-RECIPE = "f1, mean f5 and mean f7 weighed 1 : 1 : 1.5, pca, half-whitened"
-RECIPE_VERSION = 3
+RECIPE = "f1, mean f5 and mean f7 weighed 1 : 1 : 1, pca, whitened to the power 0.75"
+RECIPE_VERSION = 4
+_READABLE = {"3", "4"}
+"""Version 3 weighed 1 : 1 : 1.5 at the power 0.5: another fit, kept in the same file layout."""
 FIT_LIMIT = 20_000
 """Pictures at most: 768 dimensions need no more, and fitting stays within a minute."""
 
@@ -127,7 +129,8 @@ def load_recipe(checkpoint_folder: Path) -> SearchRecipe | None:
     """Returns the recipe that a checkpoint's folder holds, None where it holds none.
 
     Raises:
-        ExportError: The file is broken or of a version this program does not know.
+        ExportError: The file is broken or of a version that this program does not know. An older
+            one that it knows is read as it was fitted.
     """
     path = checkpoint_folder / EMBEDDING_FILE
     if not path.exists():
@@ -139,12 +142,13 @@ def load_recipe(checkpoint_folder: Path) -> SearchRecipe | None:
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} cannot be read: {error}") from error
     version = notes.get("version", str(RECIPE_VERSION))
-    if version != str(RECIPE_VERSION):
+    if version not in _READABLE:
         raise ExportError(f"{path} is of recipe version {version}, not {RECIPE_VERSION}")
     _check_shapes(path, mean, projection)
     return SearchRecipe(
         Whitening(mean.float(), projection.float()),
         name=notes.get("recipe", RECIPE),
+        version=int(version),
         images=int(notes.get("images", "0")),
         source=notes.get("source", ""),
         encoder=notes.get("encoder", ""),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,15 @@ import torch
 from amdim_clients.images import Preprocess
 from amdim_export.eager import encode_eager
 from amdim_export.errors import ExportError
+from amdim_export.fitting import fitted_recipe
 from amdim_export.pictures import sample_pictures
-from amdim_export.whitening import EMBEDDING_FILE, fit_recipe, load_recipe, save_recipe
+from amdim_export.whitening import (
+    EMBEDDING_FILE,
+    RECIPE_VERSION,
+    fit_recipe,
+    load_recipe,
+    save_recipe,
+)
 from amdim_training.whitening import SEARCH_POWER, SEARCH_WEIGHTS, pooled_features
 
 
@@ -64,6 +73,31 @@ def test_recipe_is_stored_and_read(make_checkpoint, pictures):
     assert torch.equal(read.whitening.projection, recipe.whitening.projection)
     assert (read.name, read.version, read.images) == (recipe.name, recipe.version, 60)
     assert not list(checkpoint.path.glob("*.partial"))
+
+
+def test_fit_of_an_older_recipe_is_read_as_it_was_fitted(make_checkpoint, pictures):
+    checkpoint = make_checkpoint()
+    recipe = fit_recipe(checkpoint, [pictures], components=8)
+    save_recipe(checkpoint.path, dataclasses.replace(recipe, name="an older one", version=3))
+    read = load_recipe(checkpoint.path)
+    assert read is not None and (read.name, read.version) == ("an older one", 3)
+    assert torch.equal(read.whitening.projection, recipe.whitening.projection)
+
+    save_recipe(checkpoint.path, dataclasses.replace(recipe, version=2))
+    with pytest.raises(ExportError, match="recipe version 2"):
+        load_recipe(checkpoint.path)
+
+
+def test_fit_of_an_older_recipe_is_replaced_where_pictures_are_given(make_checkpoint, pictures):
+    checkpoint = make_checkpoint()
+    new = fitted_recipe(checkpoint, [pictures], components=8)
+    assert new is not None and new.version == RECIPE_VERSION
+    save_recipe(checkpoint.path, dataclasses.replace(new, version=3))
+
+    kept = fitted_recipe(checkpoint, [], components=8)
+    assert kept is not None and kept.version == 3
+    again = fitted_recipe(checkpoint, [pictures], components=8)
+    assert again is not None and again.version == RECIPE_VERSION
 
 
 def test_broken_recipe_is_refused(make_checkpoint):

@@ -15,9 +15,9 @@ from torch import Tensor
 from amdim_training.encoder import EncoderFeatures
 from amdim_training.errors import ShapeError
 
-SEARCH_WEIGHTS = (1.0, 1.0, 1.5)
+SEARCH_WEIGHTS = (1.0, 1.0, 1.0)
 """What f1, mean f5 and mean f7 weigh before their common axes are sought."""
-SEARCH_POWER = 0.5
+SEARCH_POWER = 0.75
 """How far the search vector's components are brought to equal variance: 0 not at all, 1 fully."""
 
 
@@ -46,7 +46,7 @@ def pooled_features(features: EncoderFeatures) -> Tensor:
 
 
 def fit_search_vector(pooled: Tensor, components: int) -> Whitening:
-    """Fits the search vector on (N, 3D) pooled features: scales weighed, half-whitened.
+    """Fits the search vector on (N, 3D) pooled features: scales weighed, whitened in part.
 
     Raises:
         ShapeError: There are no more rows than components.
