@@ -5,7 +5,8 @@
 Each peer is written as its documentation suggests (`peers/*_app.py`), batches where it can, and
 runs in an environment of its own, which the first run builds under .venv/peers. Two ways of
 configuring its threads are tried, and the better one counts: ONNX Runtime's own default, and one
-thread a call. Triton serves `amdim_image` from `export/triton_server`.
+thread a call; FastAPI also as a process a core, as LitServe and BentoML always are. Triton serves
+`amdim_image` from `export/triton_server`.
 """
 
 from __future__ import annotations
@@ -182,10 +183,12 @@ def gateway_rows(
         serve = [sys.executable, "-m", "amdim_clients.cli", "serve", "--port", "0"]
         serve += ["--repository", str(settings.repository()), "--model", settings.model]
         serve += ["--engine", candidate.engine, "--precision", candidate.precision]
-        with Server([*serve, "--drain-delay", "0"]) as server:
-            yield measure(args, "gateway", server.port, photos, RAW) | {
-                "configured": f"{candidate.engine} {candidate.precision}"
-            }
+        for workers in dict.fromkeys((1, CORES)):
+            command = [*serve, "--drain-delay", "0", "--workers", str(workers)]
+            with Server(command) as server:
+                yield measure(args, "gateway", server.port, photos, RAW) | {
+                    "configured": f"{candidate.engine} {candidate.precision}, {workers} workers"
+                }
 
 
 def peer_rows(
@@ -196,22 +199,29 @@ def peer_rows(
         path = peer.wire.path.format(image_model=f"{settings.model}_image")
         wire = Wire(path, peer.wire.headers, peer.wire.wrap)
         run = [str(TRITON / "bin/python"), str(ROOT / "export/triton_server/run.py")]
-        run += [str(settings.repository()), "--port", str(args.port)]
+        run += [str(settings.repository().resolve()), "--port", str(args.port)]
         with started(run, args.port, wire, photos[0], {}):
             yield measure(args, peer.name, args.port, photos, wire) | {"configured": "as exported"}
         return
-    model = max((settings.repository() / settings.model).glob("[0-9]*"), key=lambda p: int(p.name))
-    for threads in (0, 1):
+    folder = settings.repository().resolve() / settings.model
+    model = max(folder.glob("[0-9]*"), key=lambda p: int(p.name))
+    ways = [(0, 1), (1, 1)]
+    if peer.name == "fastapi":  # the others have as many processes as cores already
+        ways.append((1, CORES))
+    for threads, workers in ways:
         env = {
             "AMDIM_PEER_MODEL": str(model / "model.onnx"),
             "AMDIM_PEER_SIZE": str(list_candidates(settings)[0].artifact.spec.image_size),
             "AMDIM_PEER_THREADS": str(threads),
-            "AMDIM_PEER_POOL": str(CORES),
+            "AMDIM_PEER_POOL": str(CORES // workers),
+            "AMDIM_PEER_WORKERS": str(workers),
             "AMDIM_PEER_PORT": str(args.port),
         }
         program = ENVIRONMENTS / peer.name / "bin" / peer.command[0]
         command = [str(program), *(part.format(port=args.port) for part in peer.command[1:])]
         configured = "one thread a call" if threads else "default threads"
+        if workers > 1:
+            configured += f", {workers} workers"
         with started(command, args.port, peer.wire, photos[0], env):
             yield measure(args, peer.name, args.port, photos, peer.wire) | {
                 "configured": configured

@@ -31,4 +31,9 @@ async def embed(request: Request) -> Any:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(os.environ["AMDIM_PEER_PORT"]), log_level="warning")
+    uvicorn.run(
+        "fastapi_app:app",
+        port=int(os.environ["AMDIM_PEER_PORT"]),
+        workers=int(os.environ["AMDIM_PEER_WORKERS"]),
+        log_level="warning",
+    )

@@ -62,6 +62,7 @@ class Gateway:
             run_canary=lambda: self.service.encode_canary(self.certificate),
             metrics=self.metrics,
         )
+        self.service.health = self.health
         self.files_config = type(self.config)()
         self.files_config.CopyFrom(self.config)
         self.files_config.name = f"{spec.name}_image"
@@ -127,8 +128,8 @@ class Gateway:
     async def why_unready(self) -> str | None:
         """Returns why the server should get no work, or None when it is ready.
 
-        A recent good batch proves it; when idle or after a failure, a canary has to. Windows that
-        fail are refused alone and told by `unavailable`: the encoder's work goes on.
+        A recent good batch proves it; when idle or after a failure, a canary has to. What fails is
+        refused; windows alone, told by `unavailable`: the encoder's work goes on.
         """
         reason = await self._find_unready()
         self.metrics.ready.set(reason is None)

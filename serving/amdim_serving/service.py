@@ -23,6 +23,7 @@ from amdim_serving.canaries import compare_canaries
 from amdim_serving.decoding import DecodeStage, Queued
 from amdim_serving.engines import Engine
 from amdim_serving.errors import ItemError, RequestError
+from amdim_serving.health import Health
 from amdim_serving.jobs import Job
 from amdim_serving.limits import Limits
 from amdim_serving.metrics import Metrics
@@ -67,6 +68,8 @@ class EmbedService:
         self.engine = engine
         self._beside = beside
         self.spec = engine.spec
+        self.health: Health | None = None
+        """Set by who watches this model; while it fails, requests are refused."""
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
         self._admission = Admission(self.limits, self.metrics)
@@ -328,6 +331,8 @@ class EmbedService:
                 internal, engine_unavailable, and what the work itself raises.
         """
         async with self._admission.bounded(self.stats, images, timings) as deadline:
+            if self.health is not None and not self.health.is_good:
+                await self.health.require()
             with self.batcher.admit(images, outputs, deadline=deadline) as job:
                 yield job
 

@@ -213,10 +213,11 @@ def test_grpc_says_which_model_is_ready(client_for: Any, windows_repository: Pat
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_an_encoder_that_failed_stays_unready_until_a_canary_reproduces(
-    client_for: Any, fails: bool
+def test_an_encoder_that_failed_is_unready_and_refused_until_a_canary_reproduces(
+    client_for: Any, fails: bool, make_picture: Callable[..., bytes]
 ) -> None:
     fault = Fault(shift=5.0, fails=fails)
+    picture = make_picture()
     fault.held.set()
 
     def prepare(gateway: Gateway) -> None:
@@ -229,8 +230,10 @@ def test_an_encoder_that_failed_stays_unready_until_a_canary_reproduces(
                 assert (await client.get("/readyz")).status_code == 503
             models = (await client.get("/model")).json()["models"]
             assert models["amdim"]["available"] is False
+            assert refused(await client.post("/embed", content=picture))
             fault.shift, fault.fails = 0.0, False
             assert (await client.get("/readyz")).status_code == 200
+            assert (await client.post("/embed", content=picture)).status_code == 200
             calls = fault.calls
             assert (await client.get("/readyz")).status_code == 200
             assert fault.calls == calls  # a good batch a moment ago is enough
