@@ -38,6 +38,15 @@ _TIMED_S = 0.06
 _LEAST_RUNS = 3
 # A lower precision has to be so much faster, or it is not worth what it costs.
 _WORTH = 1.2
+# The order of trying, which decides where the time runs out: on a busy machine after the first.
+# ONNX Runtime multiplies int8 slower than float (benchmarks/precision.py).
+_PROMISING: tuple[tuple[LocalEngineName, str], ...] = (
+    ("openvino", "int8"),
+    ("openvino", "bf16"),
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("onnxruntime", "int8"),
+)
 # From the nearest to the trained vectors to the furthest.
 _PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -177,11 +186,13 @@ def list_candidates(settings: Settings) -> list[Candidate]:
     ]
     if not found:
         raise StartError(_why_none(settings, artifacts))
-    promising = tuple(reversed(_PRECISIONS))
-    return sorted(
-        (one for one in found if one.precision in promising),
-        key=lambda one: promising.index(one.precision),
-    ) + [one for one in found if one.precision not in promising]
+    return sorted(found, key=_promise)
+
+
+def _promise(one: Candidate) -> int:
+    """The place of a candidate in the order of trying; what is unknown comes last."""
+    way = (one.engine, one.precision)
+    return _PROMISING.index(way) if way in _PROMISING else len(_PROMISING)
 
 
 def _choose(
@@ -268,7 +279,7 @@ def _engines(settings: Settings) -> tuple[LocalEngineName, ...]:
     if settings.engine != "auto":
         return (settings.engine,) if settings.engine != "triton" else ()
     if settings.provider == CPU_PROVIDER and find_spec("openvino") is not None:
-        return ("onnxruntime", "openvino")  # the sooner loaded one first
+        return ("onnxruntime", "openvino")
     return ("onnxruntime",)
 
 

@@ -77,6 +77,11 @@ def test_auto_measures_what_is_certified_and_serves_the_fastest(models: Path) ->
     opened.engine.close()
 
 
+def test_the_most_promising_is_tried_first(models: Path) -> None:
+    order = [(one.engine, one.precision) for one in list_candidates(settings(models))]
+    assert order == [("openvino", "bf16"), ("onnxruntime", "fp32"), ("openvino", "fp32")]
+
+
 @pytest.mark.parametrize(
     ("engine", "precision"),
     [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")],
