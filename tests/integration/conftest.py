@@ -17,6 +17,7 @@ import pytest
 import tritonclient.grpc as grpc
 import tritonclient.http as http
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 from amdim_export.canaries import draw_canaries
 from amdim_export.finetune import FineTuning
@@ -192,3 +193,22 @@ def _three_free_ports() -> int:
                 continue
             return first
     pytest.fail("no three free ports between 8100 and 8400")
+
+
+@pytest.fixture(scope="session")
+def let_go() -> Callable[[http.InferenceServerClient | grpc.InferenceServerClient, str], None]:
+    """Unregisters shared memory from Triton, which lets go of it a moment after the answer."""
+
+    def unregister(
+        client: http.InferenceServerClient | grpc.InferenceServerClient, name: str
+    ) -> None:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                return client.unregister_system_shared_memory(name)
+            except InferenceServerException as error:
+                if "in use" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    return unregister

@@ -98,7 +98,7 @@ def test_only_what_is_asked_for_is_sent(grpc_client):
     assert result.as_numpy("embedding") is None
 
 
-def test_system_shared_memory(grpc_client, in_process):
+def test_system_shared_memory(grpc_client, in_process, let_go):
     pixels = _pixels(3)
     key = f"/amdim-test-{uuid.uuid4().hex}"
     region = shared_memory.create_shared_memory_region("pixels", key, pixels.nbytes)
@@ -109,7 +109,7 @@ def test_system_shared_memory(grpc_client, in_process):
         tensor.set_shared_memory("pixels", pixels.nbytes)
         _assert_equal(grpc_client.infer("amdim", [tensor]), in_process(pixels))
     finally:
-        grpc_client.unregister_system_shared_memory("pixels")
+        let_go(grpc_client, "pixels")
         shared_memory.destroy_shared_memory_region(region)
 
 

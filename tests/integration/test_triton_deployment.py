@@ -111,7 +111,7 @@ def test_restricted_endpoints_need_the_key_and_inference_does_not(start_triton, 
     assert server.stop() == 0
 
 
-def test_output_through_shared_memory(grpc_client, http_client, in_process):
+def test_output_through_shared_memory(grpc_client, http_client, in_process, let_go):
     pixels = _pixels(2)
     expected = in_process(pixels)["embedding"]
     for module, client in ((grpc, grpc_client), (http, http_client)):
@@ -125,5 +125,5 @@ def test_output_through_shared_memory(grpc_client, http_client, in_process):
             given = shared_memory.get_contents_as_numpy(region, np.float32, expected.shape)
             assert np.abs(given - expected).max() <= 1e-4 * np.abs(expected).max()
         finally:
-            client.unregister_system_shared_memory(name)
+            let_go(client, name)
             shared_memory.destroy_shared_memory_region(region)
