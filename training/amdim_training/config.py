@@ -146,7 +146,8 @@ class RunConfig:
     out: str = "runs/amdim"
     """The run's folder; a run that stopped goes on from its newest checkpoint there."""
     init_from: str = ""
-    """A checkpoint whose weights and optimiser state a new run begins with."""
+    """A checkpoint whose weights and optimiser state a new run begins with; where `encoder.depth`
+    is more than its own, the units that it lacks start as the identity (`growth.py`)."""
     seed: int = 0
     precision: Precision = "auto"
     """`auto` times fp32 and bf16 on the machine at hand first; fp16 comes with a scaled loss."""

@@ -29,6 +29,7 @@ from amdim_training.config import MemoryFormat, Precision, TrainConfig
 from amdim_training.distributed import GlobalBatch
 from amdim_training.encoder import AmdimEncoder, EncoderFeatures
 from amdim_training.errors import ConfigError
+from amdim_training.growth import deepened
 from amdim_training.loss import LossTerms, Sources, draw_sources
 from amdim_training.mixture import MixtureHead
 from amdim_training.online_classifiers import ClassifierTrainer
@@ -302,13 +303,16 @@ class Run:
             self.settled = dict(checkpoint.meta.get("settled", {}))
         elif self.config.run.init_from:
             checkpoint = load_checkpoint(self.config.run.init_from)
-            if checkpoint.encoder.config != self.config.encoder:
-                raise ConfigError("init_from holds an encoder of another shape")
         else:
             return
-        load_weights(self.encoder, checkpoint.encoder.state_dict(), checkpoint.path)
-        # a published encoder comes without a run's state: its moments then start afresh
+        grows = checkpoint.encoder.config != self.config.encoder
+        start = deepened(checkpoint.encoder, self.config.encoder) if grows else checkpoint.encoder
+        load_weights(self.encoder, start.state_dict(), checkpoint.path)
+        # a published encoder comes without a run's state, and a deeper one has units that the
+        # state knows nothing of: the moments then start afresh
         state = load_state(checkpoint.path) if saved else load_state_if_any(checkpoint.path)
+        if grows:
+            state = {}
         if self.mixture is not None and f"{_MIXTURE}output.weight" in state:
             names = self.mixture.state_dict()
             self.mixture.load_state_dict({name: state[_MIXTURE + name] for name in names})

@@ -1,0 +1,68 @@
+"""A deepened encoder computes what the shallow one did, and can learn more."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from amdim_training.checkpoint import save_checkpoint
+from amdim_training.config import EncoderConfig
+from amdim_training.encoder import AmdimEncoder
+from amdim_training.errors import ConfigError
+from amdim_training.growth import deepened
+from amdim_training.train import train
+from amdim_training.views import VIEWS
+
+SHALLOW = EncoderConfig(image_size=64, width=8, embed_dim=64, depth=1)
+
+
+@pytest.fixture
+def trained() -> AmdimEncoder:
+    """An encoder none of whose weights is what it was drawn as."""
+    torch.manual_seed(0)
+    encoder = AmdimEncoder(SHALLOW)
+    with torch.no_grad():
+        for value in encoder.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.1 * torch.rand_like(value))
+    return encoder
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_features_stay_the_same_to_the_last_bit(trained: AmdimEncoder, training: bool) -> None:
+    grown = deepened(trained, dataclasses.replace(SHALLOW, depth=3))
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        before, after = trained.train(training)(images), grown.train(training)(images)
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one, other)
+    assert len(list(grown.parameters())) > len(list(trained.parameters()))
+
+
+def test_the_new_units_learn(trained: AmdimEncoder) -> None:
+    grown = deepened(trained, dataclasses.replace(SHALLOW, depth=2))
+    new = grown.layers[1][1].conv2.weight
+    assert not new.any()
+    grown(torch.randn(4, 3, 64, 64)).f1.square().sum().backward()
+    assert new.grad is not None
+    assert new.grad.any()
+
+
+@pytest.mark.parametrize("other", [{"depth": 1}, {"depth": 3, "width": 16}, {"embed_dim": 96}])
+def test_only_depth_grows(trained: AmdimEncoder, other: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="another shape"):
+        deepened(trained, dataclasses.replace(SHALLOW, **other))
+
+
+def test_a_run_goes_on_from_a_shallower_encoder(make_config, tmp_path: Path) -> None:
+    config = make_config()
+    shallow = AmdimEncoder(config.encoder)
+    start = save_checkpoint(tmp_path / "start", shallow, VIEWS["cifar"].normalization)
+    deeper = make_config(
+        encoder={"depth": config.encoder.depth + 1},
+        run={"out": str(tmp_path / "on"), "init_from": str(start)},
+    )
+    train(deeper)
