@@ -18,9 +18,7 @@ serve: env-serve ## Serve the shipped encoder: PORT=8000 HOST=127.0.0.1 ARGS="..
 	@exec .venv/serve/bin/amdim serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: env-dev ## Run the tests: ARGS="tests/serving -k batcher"
-	@# Training by itself: torch shares no process with what the other tests leave in theirs.
-	@$(if $(ARGS),,$(DEV)/python -m pytest tests/training)
-	@$(DEV)/python -m pytest $(or $(ARGS),--ignore=tests/training)
+	@$(DEV)/python -m pytest $(ARGS)
 
 check: env-dev ## Format, lint, types and import rules, nothing changed
 	@$(DEV)/ruff format --check .

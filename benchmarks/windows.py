@@ -124,14 +124,13 @@ def open_onnxruntime(path: Path, sizes: Mapping[str, int]) -> Run:
 
 def open_openvino(path: Path, sizes: Mapping[str, int]) -> Run:
     """Returns a file as OpenVINO runs it in float32, reshaped where sizes are given."""
-    import openvino
+    from amdim_export.openvino_runtime import core, openvino
 
-    core = openvino.Core()
-    model = core.read_model(str(path))
+    model = core().read_model(str(path))
     if sizes:
         model.reshape([*sizes.values(), 3])
     options = {"INFERENCE_PRECISION_HINT": openvino.Type.f32, "PERFORMANCE_HINT": "LATENCY"}
-    request = core.compile_model(model, "CPU", options).create_infer_request()
+    request = core().compile_model(model, "CPU", options).create_infer_request()
     return lambda pixels: request.infer({"images": pixels})
 
 

@@ -121,10 +121,19 @@ class FusedUnit(nn.Module):
 
 
 class FusedHead(nn.Module):
-    """A local head without batch norms: (N, C, d, d) -> (N, D, d, d)."""
+    """A local head without batch norms, and the mean of its vectors over a window of its grid.
 
-    def __init__(self, head: LocalHead) -> None:
+    What follows the ReLU is affine, so the mean is taken before it: the search vector then needs
+    the two convolutions at one position instead of d x d. An engine that is asked for nothing
+    else leaves the local vectors out.
+
+    Attributes:
+        grid: d, the side of one window's grid: 5 or 7.
+    """
+
+    def __init__(self, head: LocalHead, grid: int) -> None:
         super().__init__()
+        self.grid = grid
         first, bias = head.conv1.weight.double(), None
         if head.bn_hidden is not None:
             scale, bias = affine_of(head.bn_hidden)
@@ -138,7 +147,14 @@ class FusedHead(nn.Module):
             head.shortcut.weight.double() * column, head.shortcut.bias.double() * scale + shift
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, d, d) -> (N, D, d, d)."""
-        out: Tensor = self.conv2(F.relu(self.conv1(x))) + self.shortcut(x)
-        return out
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, h+d-1, w+d-1) -> the local vectors (N, D, h+d-1, w+d-1), means (N, D, h, w)."""
+        hidden = F.relu(self.conv1(x))
+        local: Tensor = self.conv2(hidden) + self.shortcut(x)
+        means = window_means(hidden, self.grid), window_means(x, self.grid)
+        return local, self.conv2(means[0]) + self.shortcut(means[1])
+
+
+def window_means(x: Tensor, side: int) -> Tensor:
+    """Returns means over windows of `side` positions a side: (N, C, H, W) -> (N, C, H-side+1, ...)."""
+    return F.avg_pool2d(x, side, stride=1)

@@ -6,10 +6,10 @@ Knows no files and no ONNX. The search vector is one matrix product: whitening i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from amdim_export.fusion import FusedHead, FusedStem, FusedUnit, convolution
 from amdim_export.names import output_shapes
@@ -18,11 +18,26 @@ from amdim_training.views import Normalization
 from amdim_training.whitening import Whitening
 
 
-class FusedTrunk(nn.Module):
-    """Pixels 0..255 to the three feature maps, before any pooling over positions.
+class FeatureMaps(NamedTuple):
+    """What the trunk says of pictures with h x w windows, float32; h = w = 1 where H = W = S.
 
-    (N, 3, H, W) float32 -> (N, D, h, w), (N, D, h+4, w+4), (N, D, h+6, w+6); h = w = 1 where
-    H = W = S. Only the encoder's own S makes sense at 128 px, whose stem reflects borders.
+    Attributes:
+        f1: (N, D, h, w).
+        f5: (N, D, h+4, w+4).
+        f7: (N, D, h+6, w+6).
+        pooled: (N, 3D, h, w): f1 beside the means of f5 and f7 over each window.
+    """
+
+    f1: Tensor
+    f5: Tensor
+    f7: Tensor
+    pooled: Tensor
+
+
+class FusedTrunk(nn.Module):
+    """Pixels 0..255, (N, 3, H, W) float32, to feature maps.
+
+    Only the encoder's own S makes sense at 128 px, whose stem reflects borders.
 
     Args:
         encoder: The trained encoder.
@@ -56,21 +71,22 @@ class FusedTrunk(nn.Module):
         self.compute = compute
         # the last four top-level layers give the maps of 7, 5, 3 and 1 (SPEC.md 1.3)
         self.tap7, self.tap5 = taps[-4], taps[-3]
-        self.head5 = FusedHead(encoder.head5)
-        self.head7 = FusedHead(encoder.head7)
+        self.head5 = FusedHead(encoder.head5, 5)
+        self.head7 = FusedHead(encoder.head7, 7)
         for module in (*layers[1:], self.head5, self.head7):
             module.to(compute)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the maps of f1, f5 and f7, float32."""
+    def forward(self, pixels: Tensor) -> FeatureMaps:
+        """Returns the maps of pictures (N, 3, H, W)."""
         x, maps = pixels, {}
         for count, layer in enumerate(self.layers, start=1):
             x = layer(x)
             if count == 1:
                 x = x.to(self.compute)
             maps[count] = x
-        f5, f7 = self.head5(maps[self.tap5]), self.head7(maps[self.tap7])
-        return x.float(), f5.float(), f7.float()
+        (f5, means5), (f7, means7) = self.head5(maps[self.tap5]), self.head7(maps[self.tap7])
+        pooled = torch.cat([x.float(), means5.float(), means7.float()], dim=1)
+        return FeatureMaps(x.float(), f5.float(), f7.float(), pooled)
 
 
 class ServingGraph(nn.Module):
@@ -99,21 +115,20 @@ class ServingGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Returns the outputs in the order of `output_names`."""
         # the cast comes first: TensorRT refuses to transpose uint8
-        f1, f5, f7 = self.trunk(images.float().permute(0, 3, 1, 2))
-        vector = f1.flatten(1)  # (N, D, 1, 1) -> (N, D)
-        local5 = f5.permute(0, 2, 3, 1)  # (N, D, 5, 5) -> (N, 5, 5, D)
-        local7 = f7.permute(0, 2, 3, 1)
+        maps = self.trunk(images.float().permute(0, 3, 1, 2))
+        vector = maps.f1.flatten(1)  # (N, D, 1, 1) -> (N, D)
+        local5 = maps.f5.permute(0, 2, 3, 1)  # (N, D, 5, 5) -> (N, 5, 5, D)
+        local7 = maps.f7.permute(0, 2, 3, 1)
         if self.search is None:
             return vector, local5, local7
-        pooled = torch.cat([vector, local5.mean(dim=(1, 2)), local7.mean(dim=(1, 2))], dim=1)
-        return self.search(pooled), vector, local5, local7
+        return self.search(maps.pooled.flatten(1)), vector, local5, local7
 
 
 class WindowsGraph(nn.Module):
     """`images` (N, H, W, 3) uint8 -> `windows` (N, h, w, E): every S x S window's search vector.
 
     H and W are S plus multiples of S/8, the stride of the windows: h = (H - S) / (S / 8) + 1.
-    Whitening is a 1x1 convolution, the means of f5 and f7 over a window are average pools.
+    Whitening is a 1x1 convolution, the means over a window are average pools.
     """
 
     output_names = ("windows",)
@@ -129,9 +144,8 @@ class WindowsGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Returns `windows`."""
-        f1, f5, f7 = self.trunk(images.float().permute(0, 3, 1, 2))
-        pooled = torch.cat([f1, F.avg_pool2d(f5, 5, 1), F.avg_pool2d(f7, 7, 1)], dim=1)
-        return (self.search(pooled).permute(0, 2, 3, 1),)
+        maps = self.trunk(images.float().permute(0, 3, 1, 2))
+        return (self.search(maps.pooled).permute(0, 2, 3, 1),)
 
 
 def _affine(whitening: Whitening) -> nn.Linear:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from amdim_export.errors import GraphError
 from amdim_export.fusion import FusedHead, FusedStem, FusedUnit
 from amdim_export.graph import ServingGraph
-from amdim_export.quantizers import ActivationQuantizer, QuantizedConv
+from amdim_export.quantizers import ActivationQuantizer, PixelQuantizer, QuantizedConv
 from amdim_training.encoder import Stem
 
 
@@ -30,8 +30,8 @@ class Scheme:
         signed: Whether every activation is int8, as TensorRT wants it; else all are uint8 with
             zero point 0, which uses every level and is what CPUs multiply with signed weights.
             (OpenVINO 2026.4 gives wrong sums where int8 activations were joined.)
-        keep_float: Parts left in float: `head5`, `head7`, or a unit's number in the trunk's
-            layers.
+        keep_float: Parts left in float: `head5`, `head7`, or the number of a stem or unit in the
+            trunk's layers.
     """
 
     signed: bool = False
@@ -39,15 +39,21 @@ class Scheme:
 
 
 class QuantizedStem(nn.Module):
-    """A stem in float whose result is rounded: three channels are too few for int8 kernels."""
+    """A stem whose result is rounded, and where levels are unsigned its weights.
 
-    def __init__(self, stem: FusedStem | Stem, scheme: Scheme) -> None:
+    Pixels are whole numbers from 0 to 255: 256 unsigned levels hold them as they are.
+    """
+
+    def __init__(self, stem: FusedStem | Stem, scheme: Scheme, *, keep_float: bool) -> None:
         super().__init__()
-        self.conv = stem.conv
+        self.conv = _conv(stem.conv, keep_float)
+        self.pixels = None if keep_float else PixelQuantizer()
         self.leave = ActivationQuantizer(unsigned=not scheme.signed)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, h, w)."""
+        if self.pixels is not None:
+            x = self.pixels(x)
         out: Tensor = self.leave(F.relu(self.conv(x)))
         return out
 
@@ -88,8 +94,33 @@ class QuantizedUnit(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
+class QuantizedTop(nn.Module):
+    """The last unit, whose kernel covers its whole input: its first convolution is one product.
+
+    Only that is rounded. (OpenVINO 2026.4's int8 convolutions give wrong vectors where the map is
+    1 x 1 and the batch one picture.)
+    """
+
+    shortcut_scale: Tensor | None
+
+    def __init__(self, unit: FusedUnit) -> None:
+        super().__init__()
+        self.conv1 = QuantizedConv(unit.conv1)
+        self.carried, self.fresh = unit.carried, unit.fresh
+        self.register_buffer("shortcut_scale", unit.shortcut_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, k, k) -> (N, C_out, 1, 1) in float."""
+        hidden = F.relu(self.conv1.product(x))
+        shortcut = _mean(x)
+        if self.shortcut_scale is not None:
+            shortcut = shortcut * self.shortcut_scale
+        out: Tensor = self.carried(hidden) + shortcut
+        return out if self.fresh is None else torch.cat([out, self.fresh(hidden)], dim=1)
+
+
 class QuantizedHead(nn.Module):
-    """A local head: (N, C, d, d) on its levels -> (N, D, d, d) in float."""
+    """A local head on its input's levels; what it returns is in float, as are its means' sums."""
 
     def __init__(self, head: FusedHead, scheme: Scheme) -> None:
         super().__init__()
@@ -98,11 +129,11 @@ class QuantizedHead(nn.Module):
         self.conv2 = QuantizedConv(head.conv2)
         self.shortcut = QuantizedConv(head.shortcut)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, d, d) -> (N, D, d, d)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `FusedHead.forward`."""
         hidden = self.hidden(F.relu(self.conv1(x)))
-        out: Tensor = self.conv2(hidden) + self.shortcut(x)
-        return out
+        local: Tensor = self.conv2(hidden) + self.shortcut(x)
+        return local, self.conv2(_mean(hidden)) + self.shortcut(_mean(x))
 
 
 def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
@@ -114,15 +145,17 @@ def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
     graph = copy.deepcopy(graph)
     _require_known(graph, scheme.keep_float)
     trunk, kept = graph.trunk, scheme.keep_float
-    # The last unit stays in float: it is 3 % of the time, and where its map is 1 x 1 and the
-    # batch one picture, OpenVINO 2026.4's int8 kernels give wrong vectors.
     last = len(trunk.layers) - 1
     for index, layer in enumerate(trunk.layers):
         if isinstance(layer, FusedStem | Stem):
             if not isinstance(trunk.layers[index + 1], Stem):  # the 128 px encoder has two
-                trunk.layers[index] = QuantizedStem(layer, scheme)
+                first = index == 0 and not scheme.signed  # signed levels end at pixel 127
+                kept_float = not first or str(index) in kept
+                trunk.layers[index] = QuantizedStem(layer, scheme, keep_float=kept_float)
         elif isinstance(layer, FusedUnit) and index != last:
             trunk.layers[index] = QuantizedUnit(layer, scheme, keep_float=str(index) in kept)
+        elif isinstance(layer, FusedUnit) and str(index) not in kept:
+            trunk.layers[index] = QuantizedTop(layer)
     for name, head in (("head5", trunk.head5), ("head7", trunk.head7)):
         if name not in kept:
             trunk.add_module(name, QuantizedHead(head, scheme))
@@ -176,8 +209,9 @@ def freeze(graph: nn.Module) -> None:
 
 
 def _require_known(graph: ServingGraph, names: frozenset[str]) -> None:
-    layers = enumerate(list(graph.trunk.layers)[:-1])
-    known = ["head5", "head7", *(str(n) for n, one in layers if isinstance(one, FusedUnit))]
+    layers = enumerate(graph.trunk.layers)
+    parts = (FusedUnit, FusedStem)
+    known = ["head5", "head7", *(str(n) for n, one in layers if isinstance(one, parts))]
     if unknown := sorted(names.difference(known)):
         raise GraphError(f"no part is called {unknown[0]}; there are {', '.join(known)}")
 
@@ -212,6 +246,11 @@ def _add_to_bias(conv: nn.Conv2d, values: Tensor) -> None:
     if conv.bias is None:
         conv.bias = nn.Parameter(torch.zeros(conv.out_channels), requires_grad=False)
     conv.bias.data += values
+
+
+def _mean(x: Tensor) -> Tensor:
+    # reduced, not pooled: OpenVINO 2026.4 rounds what a pool makes of uint8 back to uint8
+    return x.mean(dim=(2, 3), keepdim=True)
 
 
 def _conv(conv: nn.Conv2d, keep_float: bool) -> nn.Conv2d | QuantizedConv:

@@ -5,6 +5,7 @@ Knows no HTTP; run at load, and again by the readiness check.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -25,7 +26,13 @@ def check_canaries(engine: Engine, certificate: Certificate) -> float:
         CanaryError: An output is missing, of another shape, not finite, or too far from fp32.
         EngineError: The engine failed on them.
     """
-    return run_canaries(engine.encode, certificate, batch_size=engine.spec.max_batch_size)
+    size, default = engine.spec.max_batch_size, engine.spec.default_output
+    worst = run_canaries(engine.encode, certificate, batch_size=size)
+    if len(certificate.expected) == 1:
+        return worst
+    # an engine may have another way to the default output alone: the one that most requests take
+    alone = dataclasses.replace(certificate, expected={default: certificate.expected[default]})
+    return min(worst, run_canaries(engine.encode, alone, batch_size=size))
 
 
 def run_canaries(encode: Encode, certificate: Certificate, *, batch_size: int) -> float:

@@ -87,14 +87,15 @@ def test_the_file_computes_what_the_graph_does(exported, pixels, target, level):
 
 
 def test_a_part_may_stay_in_float(graph, pixels):
-    options = QuantizeOptions(tuning=FineTuning(steps=0), keep_float=frozenset({"head7", "1"}))
+    options = QuantizeOptions(tuning=FineTuning(steps=0), keep_float=frozenset({"head7", "0", "1", "6"}))
     model = onnx.load_from_string(export_graph(quantized_graph(graph, pixels, options), 64))
     names = {tensor.name for tensor in model.graph.initializer}
     assert "trunk.head5.conv1.weight_int8" in names
     assert "trunk.head7.conv1.weight" in names
-    assert "trunk.layers.1.conv1.weight" in names
+    assert {f"trunk.layers.{n}.conv1.weight" for n in (1, 6)} < names
+    assert "trunk.layers.0.conv.weight" in names
     unknown = QuantizeOptions(keep_float=frozenset({"head9"}))
-    with pytest.raises(GraphError, match="no part is called head9; there are head5, head7, 1, 2"):
+    with pytest.raises(GraphError, match="no part is called head9; there are head5, head7, 0, 1"):
         quantized_graph(graph, pixels, unknown)
 
 
@@ -110,7 +111,8 @@ def test_the_file_is_symmetric_and_holds_int8_weights(exported):
     model = onnx.load_from_string(exported["openvino"][1])
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     weights = [name for name in arrays if name.endswith("weight_int8")]
-    assert len(weights) == 5 * 2 + 3 + 2 * 3  # all units but the last, what they widen by, heads
+    # the stem, all units but the last, what they widen by, the last one's first, heads
+    assert len(weights) == 1 + 5 * 2 + 3 + 1 + 2 * 3
     assert all(arrays[name].dtype == np.int8 for name in weights)
     zeros = {
         bool(np.any(arrays[node.input[2]]))
