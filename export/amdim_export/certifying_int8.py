@@ -92,7 +92,8 @@ def certify_int8(
         )
         given = encode(drawn)
         require_batches_agree(encode, real)
-    speedup = _speedup(measured, real) if engine == "openvino" else None
+    output = GLOBAL if recipe is None else EMBEDDING
+    speedup = _speedup(measured, real, output) if engine == "openvino" else None
     source = f"{len(real)} held-out pictures of {', '.join(path.name for path in parity_on)}"
     tolerance = canary_tolerance({name: agreement(wanted[name], given[name]) for name in wanted})
     int8 = CertifiedPrecision("int8", engine, tolerance, parity, speedup, source)
@@ -151,8 +152,8 @@ def _opened(model: bytes, engine: Engine) -> Iterator[Encode]:
         yield encode
 
 
-def _speedup(measured: Measured, pixels: Pixels) -> float:
+def _speedup(measured: Measured, pixels: Pixels, output: str) -> float:
     side, plain = pixels.shape[1], measured.plain
     example = torch.zeros((2, side, side, 3), dtype=torch.uint8)
     model = to_onnx(plain, example, output_names=plain.output_names, dynamic={0: "N"})
-    return measure_speedup(model, measured.artifact.model, pixels)
+    return measure_speedup(model, measured.artifact.model, pixels, output)

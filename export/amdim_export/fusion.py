@@ -156,5 +156,5 @@ class FusedHead(nn.Module):
 
 
 def window_means(x: Tensor, side: int) -> Tensor:
-    """Returns means over windows of `side` positions a side: (N, C, H, W) -> (N, C, H-side+1, ...)."""
+    """Returns means over windows of `side` positions a side, (N, C, H-side+1, W-side+1)."""
     return F.avg_pool2d(x, side, stride=1)

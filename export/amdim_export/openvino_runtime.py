@@ -53,18 +53,27 @@ class OpenVinoEncoder:
         model: A file's path.
         compute: What layers that are not quantized compute in, fp32 or bf16.
         threads: Of one call; 0 leaves it to OpenVINO.
+        only: The one output to compute, as the server has the default one; else all.
 
     Raises:
         GraphError: OpenVINO cannot load the file, or would compute in something else.
     """
 
-    def __init__(self, model: Path, *, compute: str = "fp32", threads: int = 0) -> None:
+    def __init__(
+        self, model: Path, *, compute: str = "fp32", threads: int = 0, only: str = ""
+    ) -> None:
         hint = _HINTS[compute]
         options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            compiled = core().compile_model(str(model), "CPU", options)
+            graph = core().read_model(str(model))
+            if only:
+                results = [
+                    one for one in graph.get_results() if only in one.input_value(0).get_names()
+                ]
+                graph = openvino.Model(results, graph.get_parameters(), only)
+            compiled = core().compile_model(graph, "CPU", options)
         except RuntimeError as error:
             raise GraphError(f"OpenVINO cannot load the model: {error}") from error
         used = compiled.get_property("INFERENCE_PRECISION_HINT")

@@ -165,7 +165,7 @@ class QuantizedConv(nn.Module):
         return out
 
     def product(self, x: Tensor) -> Tensor:
-        """The same of (N, C, k, k), all that a k x k kernel sees, as a matrix product: h = w = 1."""
+        """The same of (N, C, k, k), all that a k x k kernel sees, as one matrix product."""
         rows = F.linear(x.flatten(1), self._weight(x).flatten(1), self.conv.bias)
         return rows.reshape(*rows.shape, 1, 1)
 

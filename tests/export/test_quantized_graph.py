@@ -87,7 +87,9 @@ def test_the_file_computes_what_the_graph_does(exported, pixels, target, level):
 
 
 def test_a_part_may_stay_in_float(graph, pixels):
-    options = QuantizeOptions(tuning=FineTuning(steps=0), keep_float=frozenset({"head7", "0", "1", "6"}))
+    options = QuantizeOptions(
+        tuning=FineTuning(steps=0), keep_float=frozenset({"head7", "0", "1", "6"})
+    )
     model = onnx.load_from_string(export_graph(quantized_graph(graph, pixels, options), 64))
     names = {tensor.name for tensor in model.graph.initializer}
     assert "trunk.head5.conv1.weight_int8" in names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_the_features_stay_the_same_to_the_last_bit(trained: AmdimEncoder, train
 
 def test_the_new_units_learn(trained: AmdimEncoder) -> None:
     grown = deepened(trained, dataclasses.replace(SHALLOW, depth=2))
-    new = grown.layers[1][1].conv2.weight
+    new = grown.get_parameter("layers.1.1.conv2.weight")
     assert not new.any()
     grown(torch.randn(4, 3, 64, 64)).f1.square().sum().backward()
     assert new.grad is not None
@@ -52,7 +53,7 @@ def test_the_new_units_learn(trained: AmdimEncoder) -> None:
 
 
 @pytest.mark.parametrize("other", [{"depth": 1}, {"depth": 3, "width": 16}, {"embed_dim": 96}])
-def test_only_depth_grows(trained: AmdimEncoder, other: dict[str, int]) -> None:
+def test_only_depth_grows(trained: AmdimEncoder, other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="another shape"):
         deepened(trained, dataclasses.replace(SHALLOW, **other))
 
