@@ -59,3 +59,36 @@ def convert(
         f"{target}: {shape.image_size} px, width {shape.width}, D {shape.embed_dim}, "
         f"depth {shape.depth}"
     )
+
+
+def blend(
+    first: Annotated[Path, typer.Argument(help="The encoder that was trained on from.")],
+    second: Annotated[Path, typer.Argument(help="The one that this led to; it may be deeper.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the second one's weights.")],
+    data: Annotated[
+        list[str], typer.Option(help="Training images: batch norms are recomputed on them.")
+    ],
+    images: Annotated[int, typer.Option(min=64, help="How many of them.")] = 2_048,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights as fp16.")] = False,
+) -> None:
+    """Write an encoder between two: what one was, and what training on made of it."""
+    import torch
+
+    from amdim_clients.images import Preprocess
+    from amdim_training.blend import blend as blended
+    from amdim_training.checkpoint import load_checkpoint, save_checkpoint
+    from amdim_training.data import load_images
+
+    one, other = load_checkpoint(first), load_checkpoint(second)
+    size = other.encoder.config.image_size
+    found = load_images(data, Preprocess(size, size)).subset(images)
+    encoder = blended(one, other, share, torch.from_numpy(found.pixels))
+    folder = save_checkpoint(
+        target,
+        encoder,
+        other.normalization,
+        meta={**other.meta, "blended_with": str(first), "blended_share": share},
+        dtype=torch.float16 if half else torch.float32,
+    )
+    print(f"{folder}: {share:g} of {second}, {1 - share:g} of {first}")
