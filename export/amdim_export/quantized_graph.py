@@ -120,7 +120,11 @@ class QuantizedTop(nn.Module):
 
 
 class QuantizedHead(nn.Module):
-    """A local head on its input's levels; what it returns is in float, as are its means' sums."""
+    """A local head on its input's levels; what it returns is in float, as are its means' sums.
+
+    The means have weights of their own, in float: with weights that an int8 and a float
+    convolution share, OpenVINO 2026.4 now and then compiles a wrong model for several streams.
+    """
 
     def __init__(self, head: FusedHead, scheme: Scheme) -> None:
         super().__init__()
@@ -128,12 +132,14 @@ class QuantizedHead(nn.Module):
         self.hidden = ActivationQuantizer(unsigned=not scheme.signed)
         self.conv2 = QuantizedConv(head.conv2)
         self.shortcut = QuantizedConv(head.shortcut)
+        self.means2 = copy.deepcopy(head.conv2)
+        self.means_shortcut = copy.deepcopy(head.shortcut)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `FusedHead.forward`."""
         hidden = self.hidden(F.relu(self.conv1(x)))
         local: Tensor = self.conv2(hidden) + self.shortcut(x)
-        return local, self.conv2(_mean(hidden)) + self.shortcut(_mean(x))
+        return local, self.means2(_mean(hidden)) + self.means_shortcut(_mean(x))
 
 
 def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
