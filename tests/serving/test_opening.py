@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
+from amdim_serving.canaries import check_canaries
+from amdim_serving.engines import Engine
 from amdim_serving.engines.onnxruntime import OnnxRuntimeEngine
 from amdim_serving.errors import CanaryError, EngineError, ProviderError, StartError
 from amdim_serving.local import open_local_encoder
-from amdim_serving.opening import OpenModel, open_model
+from amdim_serving.opening import OpenModel, open_model, read_artifact
 from amdim_serving.service import EmbedService
 from amdim_serving.settings import find_repository, load_settings
 
@@ -101,6 +104,34 @@ def test_openvino_gives_the_certified_vectors(repository: Path) -> None:
     opened.engine.close()
     with pytest.raises(EngineError):
         opened.engine.encode(opened.certificate.pixels[:1], ["local5"])
+
+
+@pytest.mark.parametrize(("model", "precision"), [("amdim", "fp32"), ("amdim_int8", "int8")])
+def test_the_shipped_models_are_right_in_however_many_streams(
+    repo_root: Path, model: str, precision: str
+) -> None:
+    """An int8 file whose convolutions shared weights was compiled wrongly every other time."""
+    pytest.importorskip("openvino")
+    artifact = read_artifact(repo_root / "model_repository", model)
+    for calls in (1, 2, 4, 4, 4, 4):
+        engine, cosine = artifact.load("openvino", precision=precision, threads=1, calls=calls)
+        engine.close()
+        assert cosine > 0.9
+
+
+def test_the_default_output_alone_is_proved_too(opened: OpenModel) -> None:
+    class WrongAlone:
+        spec = opened.engine.spec
+
+        def encode(self, images, outputs):
+            got = opened.engine.encode(images, outputs)
+            if tuple(outputs) == (self.spec.default_output,):
+                return {name: value[:, ::-1] for name, value in got.items()}
+            return got
+
+    check_canaries(opened.engine, opened.certificate)
+    with pytest.raises(CanaryError, match="does not reproduce"):
+        check_canaries(cast("Engine", WrongAlone()), opened.certificate)
 
 
 def test_on_one_core_the_engine_is_its_own_second_one(repository: Path) -> None:

@@ -68,10 +68,10 @@ def test_the_command_writes_a_checkpoint(tmp_path: Path, write_pack: Callable[..
     one, other = saved(tmp_path / "one", 1, 1), saved(tmp_path / "other", 2, 2)
     words = ["blend", str(one.path), str(other.path), str(tmp_path / "mixed"), "--share", "0.7"]
     words += ["--data", str(write_pack(count=70)), "--half"]
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(words)
     mixed = load_checkpoint(tmp_path / "mixed")
     assert mixed.encoder.config.depth == 2
     assert (mixed.meta["blended_share"], mixed.meta["step"]) == (0.7, 2)
-    with pytest.raises(SystemExit, match="^1$"):
+    with pytest.raises(SystemExit, match=r"^1$"):
         main(words)  # nothing is overwritten

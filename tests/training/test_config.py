@@ -71,8 +71,8 @@ def test_every_shipped_configuration_says_how_it_is_run_and_what_came_of_it() ->
         assert f"amdim_clients.cli train training/configs/{path.name}" in header or (
             f"amdim train training/configs/{path.name}" in header
         )
-        if path.stem not in ("tiny64", "tiny64_decay"):
-            assert "Hardware:" in header and "Result:" in header, path.name
+        assert "Hardware:" in header, path.name
+        assert "Result:" in header or "Reached:" in header, path.name
 
 
 def test_an_unknown_pipeline_is_refused() -> None:
