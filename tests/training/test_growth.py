@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from amdim_training.checkpoint import save_checkpoint
 from amdim_training.config import EncoderConfig
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import ConfigError
 from amdim_training.growth import deepened
-from amdim_training.train import train
-from amdim_training.views import VIEWS
 
 SHALLOW = EncoderConfig(image_size=64, width=8, embed_dim=64, depth=1)
 
@@ -52,18 +48,9 @@ def test_the_new_units_learn(trained: AmdimEncoder) -> None:
     assert new.grad.any()
 
 
-@pytest.mark.parametrize("other", [{"depth": 1}, {"depth": 3, "width": 16}, {"embed_dim": 96}])
+@pytest.mark.parametrize(
+    "other", [{"depth": 1}, {"depth": 3, "width": 16, "embed_dim": 128}, {"embed_dim": 96}]
+)
 def test_only_depth_grows(trained: AmdimEncoder, other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="another shape"):
         deepened(trained, dataclasses.replace(SHALLOW, **other))
-
-
-def test_a_run_goes_on_from_a_shallower_encoder(make_config, tmp_path: Path) -> None:
-    config = make_config()
-    shallow = AmdimEncoder(config.encoder)
-    start = save_checkpoint(tmp_path / "start", shallow, VIEWS["cifar"].normalization)
-    deeper = make_config(
-        encoder={"depth": config.encoder.depth + 1},
-        run={"out": str(tmp_path / "on"), "init_from": str(start)},
-    )
-    train(deeper)

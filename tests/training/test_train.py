@@ -129,6 +129,18 @@ def test_a_run_begins_from_another_ones_weights_and_moments(make_config, tmp_pat
         )
 
 
+def test_a_run_begins_from_a_shallower_encoder(make_config, tmp_path) -> None:
+    first = train(make_config())
+    deeper = {"depth": make_config().encoder.depth + 1}
+    config = make_config(
+        encoder=deeper, run={"out": str(tmp_path / "deeper"), "init_from": str(first)}
+    )
+    train(config)
+    fresh = make_config(encoder=deeper, run={"out": str(tmp_path / "fresh")})
+    train(fresh)
+    assert records(config, "step")[0]["total"] < records(fresh, "step")[0]["total"]
+
+
 def test_a_run_begins_from_a_published_encoder_without_moments(make_config, tmp_path) -> None:
     train(make_config())
     convert(tmp_path / "run", tmp_path / "published", half=True)
