@@ -130,10 +130,12 @@ def test_a_run_begins_from_another_ones_weights_and_moments(make_config, tmp_pat
 
 
 def test_a_run_begins_from_a_shallower_encoder(make_config, tmp_path) -> None:
-    first = train(make_config())
+    first = train(make_config(optim={"ema_decay": 0.9}))  # its average is a shallow one too
     deeper = {"depth": make_config().encoder.depth + 1}
     config = make_config(
-        encoder=deeper, run={"out": str(tmp_path / "deeper"), "init_from": str(first)}
+        encoder=deeper,
+        optim={"ema_decay": 0.9},
+        run={"out": str(tmp_path / "deeper"), "init_from": str(first)},
     )
     train(config)
     fresh = make_config(encoder=deeper, run={"out": str(tmp_path / "fresh")})

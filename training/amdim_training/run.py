@@ -322,7 +322,7 @@ class Run:
         self.scaler.restore(state)
         if self.average is not None:
             self.average = WeightAverage(self.encoder, self.config.optim.ema_decay)
-            averaged = load_averaged(checkpoint.path)
+            averaged = None if grows else load_averaged(checkpoint.path)
             if averaged is not None:
                 load_weights(self.average.encoder, averaged, checkpoint.path)
                 self.average.updates = self.step
