@@ -112,14 +112,17 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OptimConfig:
-    """Adam and its schedule (SPEC.md 4)."""
+    """The optimiser and its schedule (SPEC.md 4)."""
 
     batch_size: int = 200
+    optimizer: Literal["adam", "muon"] = "adam"
+    """`muon`: orthogonal steps for convolutions (`muon.py`), Adam for the rest; it wants about
+    half of Adam's rate."""
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.8, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-5
-    """L2, coupled, on every trained parameter."""
+    """L2, coupled, on every trained parameter; decoupled where `muon` takes orthogonal steps."""
     part_size: int = 0
     """Images encoded at a time; 0 is the whole batch, less fits one too large for memory."""
     ema_decay: float = 0.0
@@ -137,6 +140,10 @@ class OptimConfig:
     milestone_factor: float = 0.2
     decay_fraction: float = 0.3
     """`linear`: the last share of the updates over which the rate falls to zero."""
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "muon"):
+            raise ConfigError(f"optim.optimizer is adam or muon, not {self.optimizer!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Adam as the configuration has it, and its state as named tensors to go on from exactly.
+"""The optimiser the configuration names, and its state as named tensors to go on from exactly.
 
 Knows nothing of files and schedules.
 """
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from amdim_training.config import OptimConfig
+from amdim_training.muon import Muon, is_matrix
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_COUNT = "step"
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
@@ -30,16 +31,29 @@ def make_adam(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.
     )
 
 
+def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
+    """Returns the encoder's optimiser over the parameters."""
+    if config.optimizer == "adam":
+        return make_adam(parameters, config)
+    return Muon(
+        parameters,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+        eps=config.eps,
+    )
+
+
 def match_layout(optimizer: Optimizer) -> None:
-    """Lays Adam's moments out as their parameters are, whose memory format has changed."""
+    """Lays the moments out as their parameters are, whose memory format has changed."""
     for parameter, state in optimizer.state.items():
-        for key in _MOMENTS:
+        for key in _moments(optimizer, parameter):
             if key in state:
                 state[key] = torch.empty_like(parameter).copy_(state[key])
 
 
 def optimizer_tensors(optimizer: Optimizer, parameters: Named) -> dict[str, Tensor]:
-    """Returns Adam's state of every named parameter as `<quantity>/<name>`, on the CPU."""
+    """Returns the state of every named parameter as `<quantity>/<name>`, on the CPU."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters:
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -50,11 +64,24 @@ def optimizer_tensors(optimizer: Optimizer, parameters: Named) -> dict[str, Tens
 def restore_optimizer(
     optimizer: Optimizer, parameters: Named, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts back what `optimizer_tensors` returned; parameters it does not name start afresh."""
+    """Puts back what `optimizer_tensors` returned.
+
+    Parameters that it does not name, or whose moments are another optimiser's, start afresh.
+    """
     for name, parameter in parameters:
-        if f"step/{name}" not in tensors:
+        moments = _moments(optimizer, parameter)
+        if any(f"{key}/{name}" not in tensors for key in moments):
             continue
-        state = {"step": tensors[f"step/{name}"].clone()}
-        for key in _MOMENTS:  # in the parameter's own memory format, or the first step copies
+        state: dict[str, Tensor] = {}
+        if f"{_COUNT}/{name}" in tensors:
+            state[_COUNT] = tensors[f"{_COUNT}/{name}"].clone()
+        for key in moments:  # in the parameter's own memory format, or the first step copies
             state[key] = torch.empty_like(parameter).copy_(tensors[f"{key}/{name}"])
         optimizer.state[parameter] = state
+
+
+def _moments(optimizer: Optimizer, parameter: Tensor) -> tuple[str, ...]:
+    """Returns the names of what an optimiser keeps of a parameter, each shaped like it."""
+    if isinstance(optimizer, Muon) and is_matrix(parameter):
+        return ("momentum_buffer",)
+    return ("exp_avg", "exp_avg_sq")

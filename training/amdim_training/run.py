@@ -34,7 +34,7 @@ from amdim_training.loss import LossTerms, Sources, draw_sources
 from amdim_training.mixture import MixtureHead
 from amdim_training.online_classifiers import ClassifierTrainer
 from amdim_training.optimizer import (
-    make_adam,
+    make_optimizer,
     match_layout,
     optimizer_tensors,
     restore_optimizer,
@@ -95,7 +95,7 @@ class Run:
             if config.loss.mixtures
             else None
         )
-        self.optimizer = make_adam((value for _, value in self._trained()), config.optim)
+        self.optimizer = make_optimizer((value for _, value in self._trained()), config.optim)
         self.classifiers = (
             ClassifierTrainer(config.encoder.embed_dim, labels, config.optim, self.device)
             if config.data.classifiers and labels is not None
