@@ -48,7 +48,7 @@ def serve(
         Path | None, typer.Option(help="PEM that vouches for Triton; else the system's.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that share the cores and the ports. [1]")
+        int | None, typer.Option(help="Processes that share cores and ports; 0: one a core. [1]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads; 0: every core.")] = None,
     decode_threads: Annotated[

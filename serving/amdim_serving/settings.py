@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from amdim_serving.engines.triton_target import TritonTarget
@@ -68,8 +68,9 @@ class Settings(BaseSettings):
     """PEM of the authorities that may vouch for Triton; not given: the system's."""
     triton_headers: SecretStr = SecretStr("")
     """Sent with every call: `name=value`, comma-separated."""
-    workers: Count = 1
-    """Processes, each on its share of the cores; what the server may hold is split among them."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Processes, each on its share of the cores; what the server may hold is split among them.
+    0: as many as cores."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one engine call; 0: as many as cores."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
@@ -116,6 +117,11 @@ class Settings(BaseSettings):
             if isinstance(keys := values.get(name), str)
         }
         return {**values, **split}
+
+    @field_validator("workers")
+    @classmethod
+    def _count_cores(cls, workers: int) -> int:
+        return workers or len(os.sched_getaffinity(0))
 
     @model_validator(mode="after")
     def _server_holds_a_request(self) -> Self:

@@ -15,6 +15,9 @@ import httpx
 import pytest
 import tritonclient.grpc as triton
 
+from amdim_serving.errors import StartError
+from amdim_serving.settings import load_settings
+
 Picture = Callable[..., bytes]
 Running = Callable[..., AbstractContextManager[Any]]
 
@@ -94,3 +97,13 @@ def test_workers_end_without_their_parent(running_server: Running, repository: P
         while any(Path(f"/proc/{pid}").exists() for pid in workers):
             assert time.monotonic() < deadline, "workers outlive their parent"
             time.sleep(0.1)
+
+
+def test_no_number_of_workers_means_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
+
+    assert load_settings(workers=0).workers == 3
+    assert load_settings(workers=2).workers == 2
+    assert load_settings().workers == 1
+    with pytest.raises(StartError):
+        load_settings(workers=-1)
