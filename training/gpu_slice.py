@@ -62,6 +62,7 @@ def train(options: argparse.Namespace) -> None:
     )
     config = SliceConfig(
         batch_size=options.batch,
+        optimizer=options.optimizer,
         learning_rate=options.rate,
         precision=options.precision,
         compiled=options.compiled,
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pieces")
     parser.add_argument("--decay", type=float, default=0.0, help="last share of the time")
     parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--optimizer", default="muon", choices=["muon", "adam"])
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--views", default="stl10", choices=["stl10", "imagenet"])
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])

@@ -16,6 +16,7 @@ from amdim_training.errors import ConfigError
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 ViewsName = Literal["cifar", "stl10", "imagenet", "strong"]
+OptimizerName = Literal["adam", "muon"]
 
 Augmentation = Literal["jitter", "gray", "crop", "flip"]
 Task = Literal["1to5", "1to7", "5to5"]
@@ -115,7 +116,7 @@ class OptimConfig:
     """The optimiser and its schedule (SPEC.md 4)."""
 
     batch_size: int = 200
-    optimizer: Literal["adam", "muon"] = "adam"
+    optimizer: OptimizerName = "adam"
     """`muon`: orthogonal steps for convolutions (`muon.py`), Adam for the rest; it wants about
     half of Adam's rate."""
     learning_rate: float = 2e-4
@@ -142,7 +143,7 @@ class OptimConfig:
     """`linear`: the last share of the updates over which the rate falls to zero."""
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adam", "muon"):
+        if self.optimizer not in get_args(OptimizerName):
             raise ConfigError(f"optim.optimizer is adam or muon, not {self.optimizer!r}")
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from amdim_training.averaging import WeightAverage
-from amdim_training.config import LossConfig, OptimConfig, Precision
+from amdim_training.config import LossConfig, OptimConfig, OptimizerName, Precision
 from amdim_training.device_views import DeviceViews
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import DataError, DivergedError
 from amdim_training.loss import LossTerms
-from amdim_training.optimizer import make_adam
+from amdim_training.optimizer import make_optimizer
 from amdim_training.step import train_step
 from amdim_training.views import ViewsConfig
 
@@ -35,6 +35,7 @@ class SliceConfig:
 
     Attributes:
         batch_size: Pairs an update; each is the others' negative.
+        optimizer: muon learned more of the same pairs wherever both were tried (README.md).
         learning_rate: Reached after the warm-up, kept until the rate falls.
         warmup_steps: Updates in which the rate rises from zero: the optimiser's moments are new.
         ema_decay: Share of the averaged weights kept at an update.
@@ -42,6 +43,7 @@ class SliceConfig:
     """
 
     batch_size: int = 1024
+    optimizer: OptimizerName = "muon"
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     ema_decay: float = 0.999
@@ -71,8 +73,9 @@ class Slice:
         self.encoder = encoder.to(device).train()
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = WeightAverage(self.encoder, config.ema_decay)
-        self._optimizer = make_adam(
-            self.encoder.parameters(), OptimConfig(learning_rate=config.learning_rate)
+        self._optimizer = make_optimizer(
+            self.encoder.parameters(),
+            OptimConfig(optimizer=config.optimizer, learning_rate=config.learning_rate),
         )
         self._drawing = DeviceViews(encoder.config.image_size, views, device)
         self._generator = torch.Generator(device).manual_seed(config.seed)
