@@ -66,10 +66,15 @@ def test_a_run_leaves_a_log_and_a_checkpoint_that_loads(make_config) -> None:
     assert first["lr"] == pytest.approx(1e-3 / 2)
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_ones_losses_exactly(make_config, tmp_path) -> None:
-    whole = make_config()
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_resumed_run_repeats_the_uninterrupted_ones_losses_exactly(
+    make_config, tmp_path, optimizer: str
+) -> None:
+    # wide enough that muon has matrices to move
+    shape = {"encoder": {"width": 32, "embed_dim": 128}, "optim": {"optimizer": optimizer}}
+    whole = make_config(**shape)
     train(whole)
-    halved = make_config(run={"out": str(tmp_path / "halved")})
+    halved = make_config(**shape, run={"out": str(tmp_path / "halved")})
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3)
         train(halved)
