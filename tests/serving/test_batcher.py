@@ -388,16 +388,16 @@ def test_a_small_batch_lets_other_work_go_first_but_does_not_wait_for_long() -> 
     run_beside_other_work(scenario)
 
 
-def test_a_quarter_of_a_batch_goes_before_other_work() -> None:
+def test_half_a_batch_goes_before_other_work() -> None:
     async def scenario(batcher: Batcher[list[int]], engine: FakeEngine, free: list[int]) -> None:
         free[0] = 0
-        first = asyncio.create_task(embed(batcher, *range(3)))
+        less = asyncio.create_task(embed(batcher, *range(7)))
         await settle()
         assert engine.batches == []
-        fourth = asyncio.create_task(embed(batcher, 3))
+        half = asyncio.create_task(embed(batcher, 7))
         await settle()
-        assert sorted(engine.batches[0]) == [0, 1, 2, 3]
-        await asyncio.gather(first, fourth)
+        assert sorted(engine.batches[0]) == list(range(8))
+        await asyncio.gather(less, half)
 
     run_beside_other_work(scenario)
 
