@@ -66,7 +66,7 @@ def test_a_run_that_went_on_from_another_counts_on(tmp_path: Path) -> None:
     kept = read_logs([first, second])
 
     assert [r["step"] for r in kept if r["event"] == "step"] == [2, 4, 6]
-    assert kept[-1] == knn | {"step": 6}
+    assert kept[-1] == knn | {"step": 6, "pairs": 48}
     app = Typer()
     app.command()(command)
     arguments = [str(first), str(second), str(tmp_path / "c.svg")]
@@ -74,11 +74,15 @@ def test_a_run_that_went_on_from_another_counts_on(tmp_path: Path) -> None:
     assert "1→5: 3" in (tmp_path / "c.svg").read_text()
 
 
-def test_runs_whose_steps_differ_in_size_make_no_curve(tmp_path: Path) -> None:
+def test_runs_of_different_batches_are_joined_by_their_pairs(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         folder.mkdir()
     write_log(first, [START, step(2, 5.0)])
-    write_log(second, [START, step(2, 3.0) | {"pairs": 32}])
-    with pytest.raises(DataError, match="different batches"):
-        write_curve([first, second], tmp_path / "c.svg")
+    write_log(second, [START, step(2, 3.0) | {"pairs": 32}, step(4, 2.0) | {"pairs": 64}])
+
+    kept = read_logs([first, second])
+
+    assert [r["pairs"] for r in kept if r["event"] == "step"] == [16, 48, 80]
+    write_curve([first, second], tmp_path / "c.svg")
+    assert "1→5: 2" in (tmp_path / "c.svg").read_text()

@@ -31,7 +31,8 @@ Series = dict[str, list[tuple[float, float]]]
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Returns the records of a run's folder or of its log file.
 
-    Updates that a run made twice, because it died after its last checkpoint, count once.
+    Updates that a run made twice, because it died after its last checkpoint, count once. Every
+    record of an update says how many `pairs` of views it had seen.
 
     Raises:
         DataError: There is no log, or it is broken.
@@ -48,42 +49,41 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if record["event"] == "start":
             kept = [old for old in kept if old.get("step", 0) <= record["step"]]
         kept.append(record)
-    if not any(record["event"] == "step" for record in kept):
+    first = next((record for record in kept if record["event"] == "step"), None)
+    if first is None:
         raise DataError(f"{path} has no updates to draw")
-    return kept
+    batch = first["pairs"] // first["step"]
+    return [old | {"pairs": old["step"] * batch} if "step" in old else old for old in kept]
 
 
 def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Returns the records of runs that each went on from the one before, steps counted on.
+    """Returns the records of runs that went on from each other, steps and pairs counted on.
 
     Raises:
-        DataError: A log is missing or broken, or batches differ, so that steps do not add up.
+        DataError: A log is missing or broken.
     """
     joined: list[dict[str, Any]] = []
-    made, batches = 0, set[float]()
+    steps = pairs = 0
     for path in paths:
         records = read_log(path)
-        steps = [record for record in records if record["event"] == "step"]
-        batches |= {record["pairs"] / record["step"] for record in steps}
         joined += [
-            record | {"step": record["step"] + made} if "step" in record else record
-            for record in records
+            old | {"step": old["step"] + steps, "pairs": old["pairs"] + pairs}
+            if "step" in old
+            else old
+            for old in records
         ]
-        made += max(record["step"] for record in steps)
-    if len(paths) > 1 and len(batches) > 1:
-        raise DataError(f"runs of different batches ({sorted(batches)}) make no one curve")
+        last = [record for record in records if record["event"] == "step"][-1]
+        steps, pairs = steps + last["step"], pairs + last["pairs"]
     return joined
 
 
 def draw_curve(records: Sequence[Mapping[str, Any]], title: str) -> str:
     """Returns an SVG of the objective's terms and of the accuracies, each over pairs of views."""
-    first = next(record for record in records if record["event"] == "step")
-    batch = first["pairs"] / first["step"]
     losses, shares = Series(), Series()
     for record in records:
         if record["event"] not in ("step", "knn"):
             continue
-        pairs = record["step"] * batch
+        pairs = record["pairs"]
         for names, series, factor in ((_LOSSES, losses, 1.0), (_SHARES, shares, 100.0)):
             for key, label in names.items():
                 if key in record:
@@ -108,8 +108,7 @@ def write_curve(runs: Sequence[Path], target: Path) -> None:
     The file is written aside and renamed.
 
     Raises:
-        DataError: A log is missing or broken, logs do not go together, or the file cannot be
-            written.
+        DataError: A log is missing or broken, or the file cannot be written.
     """
     records = read_logs(runs)
     start = next((r for r in reversed(records) if r["event"] == "start"), None)
