@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 # A request is refused when the work before it is likely to take this share of its time.
 _HOPE = 0.9
-# Where decoding wants the same cores, a batch goes before it once it is half full or an image has
-# waited so long; otherwise when a core has nothing else to do. What a core decoded in between has
-# pushed the encoder's weights out of its cache, so that an image in a batch of 4 costs two fifths
-# more than in one of 8 (int8, benchmarks/README.md), and there little more than in one of 16.
-_PATIENCE_S = 0.04
+# Where decoding wants the same cores, a batch goes before it once it is full or an image has waited
+# so long; otherwise when a core has nothing else to do. What a core decoded in between has pushed
+# the encoder's weights out of its cache, so that an image in a batch of 4 costs half as much again
+# as in one of 16 (int8, benchmarks/README.md).
+_PATIENCE_S = 0.05
 # Larger batches are split over idle cores; smaller ones would cost more an image.
 _LEAST_SHARE = 4
 
@@ -251,7 +251,7 @@ class Batcher(Generic[BatchT]):
             return 0.0
         if self._delay_s:
             patience_s = self._delay_s
-        elif self._free is None or self._waiting * 2 >= self._max_batch_size or self._free() > 0:
+        elif self._free is None or self._free() > 0:
             return 0.0
         else:
             patience_s = _PATIENCE_S

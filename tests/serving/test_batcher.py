@@ -388,16 +388,16 @@ def test_a_small_batch_lets_other_work_go_first_but_does_not_wait_for_long() -> 
     run_beside_other_work(scenario)
 
 
-def test_half_a_batch_goes_before_other_work() -> None:
+def test_a_full_batch_goes_before_other_work() -> None:
     async def scenario(batcher: Batcher[list[int]], engine: FakeEngine, free: list[int]) -> None:
         free[0] = 0
-        less = asyncio.create_task(embed(batcher, *range(7)))
+        less = asyncio.create_task(embed(batcher, *range(15)))
         await settle()
         assert engine.batches == []
-        half = asyncio.create_task(embed(batcher, 7))
+        last = asyncio.create_task(embed(batcher, 15))
         await settle()
-        assert sorted(engine.batches[0]) == list(range(8))
-        await asyncio.gather(less, half)
+        assert sorted(engine.batches[0]) == list(range(16))
+        await asyncio.gather(less, last)
 
     run_beside_other_work(scenario)
 
