@@ -141,19 +141,31 @@ class Batcher(Generic[BatchT]):
             raise RequestError("draining")
         now = time.monotonic()
         if not privileged:
-            if self._admitted + images > self._queue_images:
-                raise OverloadedError(self._retry_after_s())
-            # In turn with the others: before this job ends, each of them gets as many images.
-            ahead = min(self._admitted, self._jobs * images)
-            wait_s = self._pace.seconds_for(ahead + images)
-            if wait_s and wait_s > _HOPE * (deadline - now):
-                raise OverloadedError(self._retry_after_s())
+            self.require_room(images, deadline - now)
         self._admitted += images
         self._jobs += 1
         self._idle.clear()
         if self._admitted >= self._load:
             self._pace.begin(now)
         return Job(self, images, outputs, deadline)
+
+    def require_room(self, images: int, seconds: float) -> None:
+        """Refuses what `admit` would refuse, and takes nothing.
+
+        Args:
+            images: Of a job.
+            seconds: Until its deadline.
+
+        Raises:
+            OverloadedError: There are not so many permits, or the deadline would pass first.
+        """
+        if self._admitted + images > self._queue_images:
+            raise OverloadedError(self._retry_after_s())
+        # In turn with the others: before this job ends, each of them gets as many images.
+        ahead = min(self._admitted, self._jobs * images)
+        wait_s = self._pace.seconds_for(ahead + images)
+        if wait_s and wait_s > _HOPE * seconds:
+            raise OverloadedError(self._retry_after_s())
 
     def enqueue(
         self, job: Job[BatchT], pixels: Pixels, permits: int = 1

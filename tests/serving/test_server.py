@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,28 @@ def test_slow_connections_are_closed(
                 answer = b"".join(iter(lambda: connection.recv(65536), b""))
                 assert answer.startswith(b"HTTP/1.1 408")
                 assert b'"body_timeout"' in answer
+
+
+def test_a_connection_refused_before_its_body_goes_on_behind_it(
+    running_server: Running, repository: Path, make_picture: Picture
+) -> None:
+    slow = make_picture((6000, 6000), "PNG")
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"
+    bounds = ("--queue-images", "1", "--max-images", "1")
+    with (
+        running_server(repository, *bounds) as server,
+        httpx.Client(timeout=30) as client,
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
+        taken = pool.submit(client.post, server.url + "/embed", content=slow)
+        while "amdim_queue_images 0.0" in httpx.get(server.url + "/metrics").text:
+            time.sleep(0.01)
+        connection.sendall(head + bytes(1000))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 429")
+        connection.sendall(bytes(299_000) + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert taken.result().status_code == 200
 
 
 def test_a_client_that_leaves_has_its_work_dropped(

@@ -264,6 +264,32 @@ def test_overloaded_says_when_to_come_back(client_for: Any, make_picture: Pictur
     asyncio.run(main())
 
 
+def test_a_picture_without_room_is_refused_before_it_is_read(
+    client_for: Any, make_picture: Picture
+) -> None:
+    held = threading.Event()
+
+    def hold(array: NDArray[np.float32]) -> NDArray[np.float32]:
+        held.wait(10)
+        return array
+
+    async def never() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    async def main() -> None:
+        async with client_for(prepare=with_fault(hold), queue_images=1, max_images=1) as client:
+            accepted = asyncio.create_task(client.post("/embed", content=make_picture()))
+            await asyncio.sleep(0.1)
+            expect(await client.post("/embed", content=never()), "overloaded")
+            counted = (await client.get("/metrics")).text
+            assert 'amdim_images_total{outcome="overloaded"} 1.0' in counted
+            held.set()
+            assert (await accepted).status_code == 200
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
 def test_an_unusable_vector_is_never_sent(
     client_for: Any, make_picture: Picture, bad: float

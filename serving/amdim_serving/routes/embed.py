@@ -33,6 +33,7 @@ from amdim_serving.watching import DisconnectWatch
 router = APIRouter(tags=["embed"])
 
 _TYPES = (JSON, NPY, SAFETENSORS)
+_JSON_BODY, _FORM_BODY = b"application/json", b"multipart/form-data"
 # Bodies and answers above these are parsed and encoded off the event loop.
 _BIG_BODY_BYTES = 256 * 1024
 _BIG_ANSWER_VALUES = 100_000
@@ -61,6 +62,8 @@ async def answer_embed(gateway: Gateway, scope: Scope, receive: Receive) -> Resp
     head: Head = scope[HEAD]
     media_type = choose_type(head.accept, _TYPES)
     options = query_options(scope["query_string"])
+    if _is_picture(head.content_type) and WINDOWS not in (options.outputs or ()):
+        service.require_room()
     body = await gateway.bodies.read(receive, head)
     pictures, options, is_raw = await _read(service, body, head.content_type, options)
     if options.model is not None and options.model != service.spec.name:
@@ -83,16 +86,20 @@ async def _read(
     service: EmbedService, body: bytes, content_type: bytes, options: EmbedOptions
 ) -> tuple[list[Picture], EmbedOptions, bool]:
     """Returns the pictures, the options, and whether the body was one picture itself."""
-    kind = content_type.lower()
-    if kind.startswith(b"application/json"):
-        read = partial(read_json, body, options)
-    elif kind.startswith(b"multipart/form-data"):
-        read = partial(read_form, body, content_type, options)
-    else:  # whatever is declared: curl's default is a form type
+    if _is_picture(content_type):
         return ([Picture(body)] if body else []), options, True
+    if content_type.lower().startswith(_JSON_BODY):
+        read = partial(read_json, body, options)
+    else:
+        read = partial(read_form, body, content_type, options)
     big = len(body) > _BIG_BODY_BYTES
     pictures, options = await service.run_in_thread(read) if big else read()
     return pictures, options, False
+
+
+def _is_picture(content_type: bytes) -> bool:
+    """Whether a body is one picture itself, whatever is declared: curl's default is a form type."""
+    return not content_type.lower().startswith((_JSON_BODY, _FORM_BODY))
 
 
 def _check_combination(call: EmbedCall) -> None:
