@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from amdim_serving.errors import EngineError, RequestError
@@ -55,6 +55,25 @@ class Admission:
                 raise self._failed(failed, images) from error
             except RequestError as error:
                 raise self._failed(error, images) from error.__cause__
+
+    def require_room(self, require: Callable[[int, float], None], *stats: ModelStats) -> None:
+        """Refuses a request of one image that would be refused, before its body is read.
+
+        Most of what a refusal costs is reading what it refuses.
+
+        Args:
+            require: Raises where so many images with so many seconds would find no room.
+            stats: Of the models asked.
+
+        Raises:
+            RequestError: What `require` raises.
+        """
+        try:
+            require(1, self._limits.deadline_seconds)
+        except RequestError as error:
+            for one in stats:
+                one.failed(0.0)
+            raise self._failed(error, 1) from error.__cause__
 
     @asynccontextmanager
     async def counted(

@@ -161,18 +161,10 @@ class EmbedService:
     def require_room(self) -> None:
         """Refuses a request of one picture that would find no room, before its body is read.
 
-        Most of what a refusal costs is reading what it refuses.
-
         Raises:
             RequestError: overloaded; counted as `embed` counts it.
         """
-        try:
-            self.batcher.require_room(1, self.limits.deadline_seconds)
-        except RequestError as error:
-            self.metrics.image(error.code)
-            self.stats.failed(0.0)
-            self.file_stats.failed(0.0)
-            raise
+        self._admission.require_room(self.batcher.require_room, self.stats, self.file_stats)
 
     async def embed(
         self, pictures: Sequence[Picture], outputs: Sequence[str], *, normalize: bool = True
