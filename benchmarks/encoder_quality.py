@@ -8,7 +8,8 @@ Tiny ImageNet (val among all 99,944 training images), Caltech-101 (test among tr
 (natural photos among each other, self left out, and among the iconic ones), and of a repository
 with `amdim_windows` the mean of windows and coco128's regions. kNN votes are weighted
 exp(cosine / 0.07). Whitening: PCA to 256 components, fitted on the same 20,000 unlabelled Tiny
-ImageNet training images for every row. Nothing is fitted to a query.
+ImageNet training images for every row; recipe: as the search vector is fitted, to the same pairs
+of views of 8,000 of these for every row. Nothing is fitted to a query.
 
 Linear and MLP (`amdim_training/probes.py`) are fitted to all of Tiny ImageNet's training images:
 to vectors of at most 1,024 values, since raw pixels and raw HOG would take longer than all the
@@ -49,7 +50,9 @@ from amdim_training.evaluate import FIT_LIMIT, LabelledVectors, Score, score_tas
 from amdim_training.evaluate import describe as line_of
 from amdim_training.evaluation_data import Dataset, open_dataset
 from amdim_training.features import FrozenEncoder, open_encoder
-from amdim_training.whitening import Whitening, fit_search_vector, fit_whitening
+from amdim_training.search_vector import PAIR_LIMIT, SEARCH_VIEWS, fit_to_pairs
+from amdim_training.views import draw_pair
+from amdim_training.whitening import Covariance, Whitening, fit_whitening
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKS = {
@@ -161,21 +164,23 @@ def _describer(
     to_fit = pixels[_rows_to_fit(len(pixels)).numpy()]
     if row == "random":
         config = EncoderConfig(splits.size, arguments.width, arguments.embed_dim, arguments.depth)
-        return RANDOM, _encoder(random_encoder(config, to_fit))
+        encoder = random_encoder(config, to_fit)
+        encoder.fit(to_fit, COMPONENTS)
+        return RANDOM, _encoder(encoder, whitened=True)
     if row == "pixels":
         mean = halved(to_fit).mean(dim=0)
         return f"pixels {splits.size // 2}x{splits.size // 2}", lambda x, _: _both(halved(x) - mean)
     raise SystemExit(f"unknown row {row}: known are {', '.join(ROWS)}")
 
 
-def _encoder(encoder: FrozenEncoder) -> Describe:
+def _encoder(encoder: FrozenEncoder, *, whitened: bool = False) -> Describe:
     def describe(pixels: Pixels, _: str) -> Mapping[str, Tensor]:
         vectors = encoder.encode(np.array(pixels))
         f1, mean5, mean7 = (part.contiguous() for part in vectors.pooled.chunk(3, dim=1))
         kinds = {"global": f1, "mean5": mean5, "mean7": mean7}
         if vectors.embedding is not None:
-            return {"embedding": vectors.embedding} | kinds
-        return kinds | {"to whiten": vectors.pooled}
+            kinds = {"embedding": vectors.embedding} | kinds
+        return kinds | ({"to whiten": vectors.pooled} if whitened else {})
 
     return describe
 
@@ -197,7 +202,7 @@ def _score(
             kinds = dict(describe(pixels, f"{data}_{split}"))
             pooled = kinds.pop("to whiten", None)
             if pooled is not None:
-                whitenings = whitenings or _fit(name, pooled)
+                whitenings = whitenings or _fit(name, describe, pooled, pixels, splits.size)
                 kinds |= {kind: _apply(map_, pooled) for kind, map_ in whitenings.items()}
             encoded[split] = LabelledVectors(kinds, labels)
         for task in dataset.tasks:
@@ -239,14 +244,37 @@ def _probed(split: LabelledVectors) -> LabelledVectors:
     return LabelledVectors(kinds, split.labels)
 
 
-def _fit(name: str, train: Tensor) -> dict[str, Whitening]:
-    """Fits plain whitening, and for an encoder's three scales the shipped recipe too."""
-    rows = train[_rows_to_fit(len(train))]
+def _fit(
+    name: str, describe: Describe, train: Tensor, pixels: Pixels, size: int
+) -> dict[str, Whitening]:
+    """Fits plain whitening, and to what is no encoder the search vector's recipe too."""
+    chosen = _rows_to_fit(len(train))
+    rows = train[chosen]
     count = min(COMPONENTS, len(rows) - 1)
     fitted = {"whitened": fit_whitening(rows, count)}
-    if name == RANDOM:
-        fitted["embedding"] = fit_search_vector(rows, count)
+    if name != RANDOM:
+        spread = np.linspace(0, len(chosen) - 1, min(PAIR_LIMIT, len(chosen))).astype(int)
+        first, second = _views(pixels[chosen.numpy()[spread]], size)
+        apart = Covariance(rows.shape[1])
+        for number, (one, other) in enumerate(zip(first, second, strict=True)):
+            ours, theirs = (
+                describe(views, f"view{side}_{number}")["to whiten"]
+                for side, views in enumerate((one, other))
+            )
+            apart.add(ours - theirs)
+        fitted["recipe"] = fit_to_pairs(rows, apart, (rows.shape[1],), count)
     return fitted
+
+
+def _views(pixels: Pixels, size: int) -> tuple[list[Pixels], list[Pixels]]:
+    """Returns two views of each picture as the search vector is fitted to, in parts."""
+    generator = torch.Generator().manual_seed(0)
+    parts: tuple[list[Pixels], list[Pixels]] = ([], [])
+    for chunk in torch.from_numpy(pixels).split(2000):
+        for part, view in zip(parts, draw_pair(chunk, size, SEARCH_VIEWS, generator), strict=True):
+            planes = SEARCH_VIEWS.normalization.undo(view).clamp(0.0, 1.0).mul(255.0).round()
+            part.append(planes.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())
+    return parts
 
 
 def _apply(whitening: Whitening, vectors: Tensor) -> Tensor:

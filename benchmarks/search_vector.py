@@ -1,4 +1,4 @@
-"""Chooses how three scales become one search vector: every recipe, one encoder, one protocol.
+"""Chooses what the search vector is made of: every recipe, one encoder, one protocol.
 
     python benchmarks/search_vector.py CHECKPOINT [--gallery 12000] [--queries 2500]
 
@@ -10,9 +10,9 @@ The others say what the choice is worth.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,13 +22,30 @@ from torch import Tensor
 
 from amdim_clients.images import Preprocess
 from amdim_training.checkpoint import Checkpoint, load_checkpoint
-from amdim_training.data import load_images
+from amdim_training.data import ImageSet, load_images
 from amdim_training.knn import knn_accuracy, knn_predict, nearest_neighbors
-from amdim_training.online import encode_pooled
-from amdim_training.whitening import fit_whitening
+from amdim_training.search_vector import (
+    PAIR_LIMIT,
+    SEARCH_POWER,
+    SEARCH_VIEWS,
+    SHRINKAGE,
+    encode_for_search,
+    fit_to_pairs,
+    search_features,
+    search_widths,
+)
+from amdim_training.views import VIEWS, ViewsConfig, draw_pair
+from amdim_training.whitening import Covariance, fit_whitening
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("tiny train", "caltech train", "tiny", "caltech", "grocery", "iconic")
+PARTS = ("f1", "mean f5", "mean f7", "spread 14", "spread 7")
+SCALES, ALL = PARTS[:3], PARTS
+PAIRS: Mapping[str, ViewsConfig] = {
+    "search views": SEARCH_VIEWS,
+    "training's views": VIEWS["stl10"],
+    "crops alone": dataclasses.replace(SEARCH_VIEWS, jitter_probability=0.0),
+}
 
 Labelled = tuple[Tensor, Tensor]
 Recipe = Callable[[Tensor], Tensor]
@@ -43,37 +60,84 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2_500)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/search_vector.json")
     arguments = parser.parse_args()
-    sets = _encode_sets(load_checkpoint(arguments.checkpoint), arguments)
-    rows = {name: _score(sets, recipe) for name, recipe in recipes(sets["tiny train"][0])}
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    images = _images(checkpoint, arguments)
+    sets = {name: (_encoded(checkpoint, one), _labels(one)) for name, one in images.items()}
+    apart = {
+        name: _apart(checkpoint, images["tiny train"].pixels[:PAIR_LIMIT], views)
+        for name, views in PAIRS.items()
+    }
+    widths = dict(zip(PARTS, search_widths(checkpoint.encoder.config), strict=True))
     table = Table("recipe", *COLUMNS, title=f"Search vectors of {arguments.checkpoint}, percent")
-    for name, scores in rows.items():
-        table.add_row(name, *(f"{scores[column]:.2f}" for column in COLUMNS))
-    Console(width=120).print(table)
+    rows = {}
+    for name, recipe in recipes(sets["tiny train"][0], apart, widths):
+        rows[name] = _score(sets, recipe)
+        table.add_row(name, *(f"{rows[name][column]:.2f}" for column in COLUMNS))
+    Console(width=140).print(table)
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def recipes(pooled: Tensor) -> Iterator[tuple[str, Recipe]]:
-    """Yields recipes by name, fitted on (N, 3D) pooled features."""
-    dim = pooled.shape[1] // 3  # f1, mean f5, mean f7
-    for number, name in enumerate(("f1", "mean f5", "mean f7")):
-        yield name, partial(_scale, number, dim)
-    yield "all three", lambda x: x
-    f1 = fit_whitening(pooled[:, :dim], 256)
-    yield "f1 whitened", lambda x: f1.apply(x[:, :dim])
-    for weights in ((), (1, 1, 1), (1, 1, 0), (1, 1, 0.5), (1, 1, 1.5), (1, 1, 3)):
-        for power in (0.5, 0.75, 1.0):
-            fitted = fit_whitening(pooled, 256, power=power, weights=weights)
-            weighed = " : ".join(map(str, weights)) or "as they are"
-            yield f"scales {weighed}, power {power}", fitted.apply
+def recipes(
+    features: Tensor, apart: Mapping[str, Tensor], widths: Mapping[str, int]
+) -> Iterator[tuple[str, Recipe]]:
+    """Yields recipes by name, fitted on (N, F) features and on what tells views apart."""
+    columns, start = {}, 0
+    for name, width in widths.items():
+        columns[name] = torch.arange(start, start + width)
+        start += width
+
+    def chosen(parts: tuple[str, ...]) -> Tensor:
+        return torch.cat([columns[part] for part in parts])
+
+    def plain(parts: tuple[str, ...]) -> Recipe:
+        rows = chosen(parts)
+        scale = torch.cat(
+            [features[:, columns[part]].var(0).sum().rsqrt().expand(widths[part]) for part in parts]
+        )
+        fitted = fit_whitening(features[:, rows] * scale, 256, power=0.75)
+        return lambda x: fitted.apply(x[:, rows] * scale)
+
+    def paired(
+        parts: tuple[str, ...] = ALL,
+        views: str = "search views",
+        components: int = 256,
+        shrinkage: float = SHRINKAGE,
+        power: float = SEARCH_POWER,
+    ) -> Recipe:
+        rows = chosen(parts)
+        difference = Covariance(len(rows))
+        difference.add(apart[views][:, rows])
+        fitted = fit_to_pairs(
+            features[:, rows],
+            difference,
+            tuple(widths[part] for part in parts),
+            components,
+            shrinkage=shrinkage,
+            power=power,
+        )
+        return lambda x: fitted.apply(x[:, rows])
+
+    for part in PARTS:
+        yield part, lambda x, part=part: x[:, columns[part]]  # type: ignore[misc]
+    yield "three scales, plain whitening", plain(SCALES)
+    yield "with spreads, plain whitening", plain(ALL)
+    yield "three scales, pairs", paired(SCALES)
+    yield "f1 and f5 with spreads, pairs", paired(tuple(p for p in ALL if p != "mean f7"))
+    yield "with spreads, pairs: the recipe", paired()
+    for views in PAIRS:
+        if views != "search views":
+            yield f"the recipe, {views}", paired(views=views)
+    for shrinkage in (0.1, 1.0):
+        yield f"the recipe, shrunk {shrinkage}", paired(shrinkage=shrinkage)
+    for power in (0.0, 0.75, 1.0):
+        yield f"the recipe, power {power}", paired(power=power)
+    for components in (384, 512):
+        yield f"the recipe, {components} components", paired(components=components)
 
 
-def _scale(number: int, dim: int, pooled: Tensor) -> Tensor:
-    return pooled[:, number * dim : (number + 1) * dim]
-
-
-def _score(sets: dict[str, Labelled], recipe: Recipe) -> dict[str, float]:
-    vectors = {name: recipe(pooled) for name, (pooled, _) in sets.items()}
+def _score(sets: Mapping[str, Labelled], recipe: Recipe) -> dict[str, float]:
+    vectors = {name: recipe(features) for name, (features, _) in sets.items()}
     labels = {name: labels for name, (_, labels) in sets.items()}
 
     def knn(gallery: str, queries: str) -> float:
@@ -102,7 +166,7 @@ def _score(sets: dict[str, Labelled], recipe: Recipe) -> dict[str, float]:
     }
 
 
-def _encode_sets(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, Labelled]:
+def _images(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, ImageSet]:
     preprocess = Preprocess.for_image_size(checkpoint.encoder.config.image_size)
     tiny, caltech, grocery = (
         arguments.data / f"{name}.parquet"
@@ -116,15 +180,34 @@ def _encode_sets(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[
         "natural": (grocery, "natural", 0),
         "iconic": (grocery, "iconic", 0),
     }
-    sets: dict[str, Labelled] = {}
+    found = {}
     for name, (pack, split, limit) in wanted.items():
         images = load_images([pack], preprocess, splits=(split,))
-        images = images.subset(limit or len(images))
-        pooled = encode_pooled(
-            checkpoint.encoder, torch.from_numpy(images.pixels), checkpoint.normalization
-        )
-        sets[name] = pooled, torch.from_numpy(images.labels)
-    return sets
+        found[name] = images.subset(limit or len(images))
+    return found
+
+
+def _encoded(checkpoint: Checkpoint, images: ImageSet) -> Tensor:
+    pixels = torch.from_numpy(images.pixels)
+    return encode_for_search(checkpoint.encoder, pixels, checkpoint.normalization)
+
+
+def _labels(images: ImageSet) -> Tensor:
+    return torch.from_numpy(images.labels)
+
+
+@torch.inference_mode()
+def _apart(checkpoint: Checkpoint, pixels: object, views: ViewsConfig) -> Tensor:
+    """Returns the features of one view less those of another of each picture."""
+    views = dataclasses.replace(views, normalization=checkpoint.normalization)
+    size = checkpoint.encoder.config.image_size
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for chunk in torch.as_tensor(pixels).split(64):
+        first, second = draw_pair(chunk, size, views, generator)
+        ours, theirs = (search_features(checkpoint.encoder, view) for view in (first, second))
+        parts.append(ours - theirs)
+    return torch.cat(parts)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amdim_training.encoder import LocalHead, ResidualUnit, Stem
+from amdim_training.search_vector import SPREAD_FLOOR
 
 
 def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -158,3 +159,40 @@ class FusedHead(nn.Module):
 def window_means(x: Tensor, side: int) -> Tensor:
     """Returns means over windows of `side` positions a side, (N, C, H-side+1, W-side+1)."""
     return F.avg_pool2d(x, side, stride=1)
+
+
+class MapSpread(nn.Module):
+    """Each channel's standard deviation over a map (`search_vector.spread`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, d, d) -> (N, C, 1, 1) float32."""
+        x = x.float()  # squares leave what float16 can hold
+        # pooled, which engines do in their convolutions' own layout, not reduced
+        centered = x - F.avg_pool2d(x, x.shape[2:])
+        return torch.sqrt(F.avg_pool2d(centered * centered, x.shape[2:]) + SPREAD_FLOOR)
+
+
+class WindowSpread(nn.Module):
+    """Each channel's standard deviation over every window of a map.
+
+    Args:
+        side: Positions of a window.
+        stride: Positions from one window to the next.
+    """
+
+    def __init__(self, side: int, stride: int) -> None:
+        super().__init__()
+        self.side, self.stride = side, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, h, w) float32."""
+        x = x.float()
+        # a variance does not depend on where zero lies: near the values, squares cancel less
+        x = x - x.mean(dim=(2, 3), keepdim=True)
+        mean = F.avg_pool2d(x, self.side, self.stride)
+        return deviation(F.avg_pool2d(x * x, self.side, self.stride), mean)
+
+
+def deviation(square: Tensor, mean: Tensor) -> Tensor:
+    """Returns the standard deviation of what has this mean square and this mean."""
+    return torch.sqrt(F.relu(square - mean * mean) + SPREAD_FLOOR)

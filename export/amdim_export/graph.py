@@ -11,7 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amdim_export.fusion import FusedHead, FusedStem, FusedUnit, convolution
+from amdim_export.fusion import (
+    FusedHead,
+    FusedStem,
+    FusedUnit,
+    MapSpread,
+    WindowSpread,
+    convolution,
+)
 from amdim_export.names import output_shapes
 from amdim_training.encoder import AmdimEncoder, ResidualUnit, Stem
 from amdim_training.views import Normalization
@@ -25,7 +32,8 @@ class FeatureMaps(NamedTuple):
         f1: (N, D, h, w).
         f5: (N, D, h+4, w+4).
         f7: (N, D, h+6, w+6).
-        pooled: (N, 3D, h, w): f1 beside the means of f5 and f7 over each window.
+        pooled: (N, F, h, w): f1 beside the means of f5 and f7 and the spreads of the trunk's maps
+            over each window, the columns of `search_vector.SearchFeatures`.
     """
 
     f1: Tensor
@@ -51,6 +59,8 @@ class FusedTrunk(nn.Module):
         encoder: AmdimEncoder,
         normalization: Normalization,
         compute: torch.dtype = torch.float32,
+        *,
+        windows: bool = False,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -69,10 +79,12 @@ class FusedTrunk(nn.Module):
             taps.append(len(layers))
         self.layers = nn.ModuleList(layers)
         self.compute = compute
-        # the last four top-level layers give the maps of 7, 5, 3 and 1 (SPEC.md 1.3)
-        self.tap7, self.tap5 = taps[-4], taps[-3]
+        # the last five top-level layers give the maps of 14, 7, 5, 3 and 1 (SPEC.md 1.3)
+        self.tap14, self.tap7, self.tap5 = taps[-5:-2]
         self.head5 = FusedHead(encoder.head5, 5)
         self.head7 = FusedHead(encoder.head7, 7)
+        self.spread14 = WindowSpread(14, 2) if windows else MapSpread()
+        self.spread7 = WindowSpread(7, 1) if windows else MapSpread()
         for module in (*layers[1:], self.head5, self.head7):
             module.to(compute)
 
@@ -85,7 +97,8 @@ class FusedTrunk(nn.Module):
                 x = x.to(self.compute)
             maps[count] = x
         (f5, means5), (f7, means7) = self.head5(maps[self.tap5]), self.head7(maps[self.tap7])
-        pooled = torch.cat([x.float(), means5.float(), means7.float()], dim=1)
+        spreads = self.spread14(maps[self.tap14]), self.spread7(maps[self.tap7])
+        pooled = torch.cat([x.float(), means5.float(), means7.float(), *spreads], dim=1)
         return FeatureMaps(x.float(), f5.float(), f7.float(), pooled)
 
 
@@ -137,7 +150,7 @@ class WindowsGraph(nn.Module):
         self, encoder: AmdimEncoder, normalization: Normalization, whitening: Whitening
     ) -> None:
         super().__init__()
-        self.trunk = FusedTrunk(encoder, normalization)
+        self.trunk = FusedTrunk(encoder, normalization, windows=True)
         affine = _affine(whitening)
         self.search = convolution(affine.weight[:, :, None, None], affine.bias)
         self.eval().requires_grad_(False)

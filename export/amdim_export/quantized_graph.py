@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amdim_export.errors import GraphError
-from amdim_export.fusion import FusedHead, FusedStem, FusedUnit
+from amdim_export.fusion import FusedHead, FusedStem, FusedUnit, deviation
 from amdim_export.graph import ServingGraph
 from amdim_export.quantizers import ActivationQuantizer, PixelQuantizer, QuantizedConv
 from amdim_training.encoder import Stem
@@ -142,6 +142,19 @@ class QuantizedHead(nn.Module):
         return local, self.means2(_mean(hidden)) + self.means_shortcut(_mean(x))
 
 
+class QuantizedSpread(nn.Module):
+    """`MapSpread` of levels, whose rounding hides what squares lose by not being centred.
+
+    That spares a pass over the map, 1.5 % of an int8 engine's time. Reduced, not pooled: see
+    `_mean`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, d, d) -> (N, C, 1, 1)."""
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        return deviation(norm * norm * (1.0 / (x.shape[2] * x.shape[3])), _mean(x))
+
+
 def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
     """Returns a copy of a serving graph with quantizers that have yet to see their ranges.
 
@@ -162,6 +175,8 @@ def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
             trunk.layers[index] = QuantizedUnit(layer, scheme, keep_float=str(index) in kept)
         elif isinstance(layer, FusedUnit) and str(index) not in kept:
             trunk.layers[index] = QuantizedTop(layer)
+    trunk.add_module("spread14", QuantizedSpread())
+    trunk.add_module("spread7", QuantizedSpread())
     for name, head in (("head5", trunk.head5), ("head7", trunk.head7)):
         if name not in kept:
             trunk.add_module(name, QuantizedHead(head, scheme))

@@ -27,7 +27,7 @@ BF16_OPSET = 22
 
 SERVED_OPS = frozenset(
     {"Add", "AveragePool", "Cast", "Concat", "Conv", "Flatten", "Gemm", "Mul", "Pad"}
-    | {"ReduceMean", "Relu", "Reshape", "Transpose"}
+    | {"ReduceL2", "ReduceMean", "Relu", "Reshape", "Sqrt", "Sub", "Transpose"}
 )
 """Every operator an exported encoder may hold: a batch norm or a dropout was not folded."""
 

@@ -1,6 +1,6 @@
 """The search vector's recipe, fitted on unlabelled pictures and kept beside the encoder's weights.
 
-The mathematics are training's (evaluation whitens the same way); here they are fitted on files,
+The mathematics are training's (evaluation fits the same way); here they are fitted on files,
 given a name and a version, stored and read. Knows no ONNX.
 """
 
@@ -17,21 +17,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amdim_clients.images import Preprocess
-from amdim_export.eager import encode_eager
 from amdim_export.errors import ExportError
 from amdim_export.pictures import sample_pictures
 from amdim_training.checkpoint import Checkpoint
-from amdim_training.whitening import Whitening, fit_search_vector, pooled_features
+from amdim_training.search_vector import fit_search_vector
+from amdim_training.whitening import Whitening
 
 EMBEDDING_FILE = "embedding.safetensors"
-RECIPE = "f1, mean f5 and mean f7 weighed 1 : 1 : 1, pca, whitened to the power 0.75"
-RECIPE_VERSION = 4
-_READABLE = {"3", "4"}
-"""Version 3 weighed 1 : 1 : 1.5 at the power 0.5: another fit, kept in the same file layout."""
+RECIPE = (
+    "f1, mean f5, mean f7, spreads of the 14x14 and the 7x7 map, equally weighed; whitened by what "
+    "tells views of one picture apart (shrunk 0.3), pca, whitened to the power 0.5"
+)
+RECIPE_VERSION = 5
 FIT_LIMIT = 20_000
-"""Pictures at most: 768 dimensions need no more, and fitting stays within a minute."""
-
-_BATCH = 256
+"""Pictures at most: a thousand dimensions need no more, and fitting stays within two minutes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class SearchRecipe:
     """A fitted whitening and where it came from.
 
     Attributes:
-        whitening: mean (3D,), projection (E, 3D), float32.
+        whitening: mean (F,), projection (E, F), float32; F as in `search_widths`.
         name: What was computed, in words.
         version: Of the recipe's definition.
         images: How many pictures it was fitted on.
@@ -75,7 +74,7 @@ def fit_recipe(
     Args:
         checkpoint: The encoder.
         sources: Parquet packs (of one with a `split` column its train rows) and image folders.
-        components: E wanted; fewer where 3D or the number of pictures is less.
+        components: E wanted; fewer where F or the number of pictures is less.
         limit: Pictures at most, the first of a fixed shuffle.
         progress: Called with the number of pictures decoded so far.
 
@@ -86,14 +85,10 @@ def fit_recipe(
     pixels = torch.from_numpy(sample_pictures(sources, preprocess, limit=limit, progress=progress))
     if len(pixels) < 2:
         raise ExportError("one picture is too few to fit the search vector on")
-    features = torch.cat(
-        [
-            pooled_features(encode_eager(checkpoint, pixels[start : start + _BATCH]))
-            for start in range(0, len(pixels), _BATCH)
-        ]
+    whitening = fit_search_vector(
+        checkpoint.encoder, pixels, checkpoint.normalization, min(components, len(pixels) - 1)
     )
-    whitening = fit_search_vector(features, min(components, len(features) - 1))
-    return SearchRecipe(whitening, images=len(features))
+    return SearchRecipe(whitening, images=len(pixels))
 
 
 def save_recipe(checkpoint_folder: Path, recipe: SearchRecipe) -> Path:
@@ -129,8 +124,7 @@ def load_recipe(checkpoint_folder: Path) -> SearchRecipe | None:
     """Returns the recipe that a checkpoint's folder holds, None where it holds none.
 
     Raises:
-        ExportError: The file is broken or of a version that this program does not know. An older
-            one that it knows is read as it was fitted.
+        ExportError: The file is broken or of another version of the recipe.
     """
     path = checkpoint_folder / EMBEDDING_FILE
     if not path.exists():
@@ -142,8 +136,11 @@ def load_recipe(checkpoint_folder: Path) -> SearchRecipe | None:
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} cannot be read: {error}") from error
     version = notes.get("version", str(RECIPE_VERSION))
-    if version not in _READABLE:
-        raise ExportError(f"{path} is of recipe version {version}, not {RECIPE_VERSION}")
+    if version != str(RECIPE_VERSION):
+        raise ExportError(
+            f"{path} is of recipe version {version}, not {RECIPE_VERSION}: give --fit-on pictures "
+            "to fit it anew"
+        )
     _check_shapes(path, mean, projection)
     return SearchRecipe(
         Whitening(mean.float(), projection.float()),

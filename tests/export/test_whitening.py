@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from amdim_clients.images import Preprocess
-from amdim_export.eager import encode_eager
+from amdim_export.eager import reference_vectors
 from amdim_export.errors import ExportError
 from amdim_export.fitting import fitted_recipe
+from amdim_export.names import EMBEDDING
 from amdim_export.pictures import sample_pictures
 from amdim_export.whitening import (
     EMBEDDING_FILE,
@@ -18,35 +19,20 @@ from amdim_export.whitening import (
     load_recipe,
     save_recipe,
 )
-from amdim_training.whitening import SEARCH_POWER, SEARCH_WEIGHTS, pooled_features
+from amdim_training.features import TorchEncoder
+from amdim_training.search_vector import search_widths
 
 
-def _features(checkpoint, pictures):
-    images = sample_pictures([pictures], Preprocess.for_image_size(64), limit=99)
-    return pooled_features(encode_eager(checkpoint, torch.from_numpy(images))).numpy()
-
-
-def test_recipe_equals_whitening_in_numpy(make_checkpoint, pictures):
+def test_recipe_is_the_fit_of_evaluation(make_checkpoint, pictures):
     checkpoint = make_checkpoint()
     recipe = fit_recipe(checkpoint, [pictures], components=10)
-    features = _features(checkpoint, pictures).astype(np.float64)
-    centered = features - features.mean(axis=0)
-    scale = np.repeat(
-        [
-            weight / np.sqrt((part**2).sum() / (len(part) - 1))
-            for weight, part in zip(SEARCH_WEIGHTS, np.split(centered, 3, axis=1), strict=True)
-        ],
-        centered.shape[1] // 3,
-    )
-    centered = centered * scale  # the three scales weigh as told
-    covariance = centered.T @ centered / (len(features) - 1)
-    variances, axes = np.linalg.eigh(covariance)
-    variances, axes = variances[::-1][:10], axes[:, ::-1][:, :10]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(10)])
-    floor = 1e-4 * np.trace(covariance) / len(axes)
-    expected = (centered @ axes) / (variances + floor) ** (SEARCH_POWER / 2)
-    given = recipe.whitening.apply(torch.from_numpy(features).float()).numpy()
-    assert np.abs(given - expected).max() < 1e-3 * np.abs(expected).max()
+    images = sample_pictures([pictures], Preprocess.for_image_size(64), limit=99)
+    evaluated = TorchEncoder(checkpoint.encoder, checkpoint.normalization)
+    assert evaluated.fit(images, 10)
+    expected = evaluated.encode(images).embedding
+    given = reference_vectors(checkpoint, recipe.whitening, images, only=(EMBEDDING,))[EMBEDDING]
+    assert expected is not None
+    np.testing.assert_allclose(given, expected.numpy(), atol=1e-4 * np.abs(given).max())
 
 
 def test_same_pictures_give_the_same_recipe(make_checkpoint, pictures):
@@ -58,8 +44,10 @@ def test_same_pictures_give_the_same_recipe(make_checkpoint, pictures):
 
 
 def test_components_are_capped_by_the_pictures(make_checkpoint, pictures):
-    recipe = fit_recipe(make_checkpoint(), [pictures], components=256, limit=20)
-    assert recipe.whitening.projection.shape == (19, 120)
+    checkpoint = make_checkpoint()
+    recipe = fit_recipe(checkpoint, [pictures], components=256, limit=20)
+    width = sum(search_widths(checkpoint.encoder.config))
+    assert recipe.whitening.projection.shape == (19, width)
     assert recipe.images == 20
 
 
@@ -75,16 +63,11 @@ def test_recipe_is_stored_and_read(make_checkpoint, pictures):
     assert not list(checkpoint.path.glob("*.partial"))
 
 
-def test_fit_of_an_older_recipe_is_read_as_it_was_fitted(make_checkpoint, pictures):
+def test_fit_of_another_recipe_is_refused(make_checkpoint, pictures):
     checkpoint = make_checkpoint()
     recipe = fit_recipe(checkpoint, [pictures], components=8)
-    save_recipe(checkpoint.path, dataclasses.replace(recipe, name="an older one", version=3))
-    read = load_recipe(checkpoint.path)
-    assert read is not None and (read.name, read.version) == ("an older one", 3)
-    assert torch.equal(read.whitening.projection, recipe.whitening.projection)
-
-    save_recipe(checkpoint.path, dataclasses.replace(recipe, version=2))
-    with pytest.raises(ExportError, match="recipe version 2"):
+    save_recipe(checkpoint.path, dataclasses.replace(recipe, version=4))
+    with pytest.raises(ExportError, match="recipe version 4, not 5: give --fit-on"):
         load_recipe(checkpoint.path)
 
 
@@ -94,8 +77,8 @@ def test_fit_of_an_older_recipe_is_replaced_where_pictures_are_given(make_checkp
     assert new is not None and new.version == RECIPE_VERSION
     save_recipe(checkpoint.path, dataclasses.replace(new, version=3))
 
-    kept = fitted_recipe(checkpoint, [], components=8)
-    assert kept is not None and kept.version == 3
+    with pytest.raises(ExportError, match="recipe version 3"):
+        fitted_recipe(checkpoint, [], components=8)
     again = fitted_recipe(checkpoint, [pictures], components=8)
     assert again is not None and again.version == RECIPE_VERSION
 

@@ -48,7 +48,11 @@ def test_every_row_gets_every_number_and_later_rows_join_earlier_ones(
         "HOG",
         str(checkpoint),
     }
-    assert {key for key in rows if key.startswith("HOG")} == {"HOG | raw", "HOG | whitened"}
+    assert {key for key in rows if key.startswith("HOG")} == {
+        "HOG | raw",
+        "HOG | recipe",
+        "HOG | whitened",
+    }
     for key, scores in rows.items():
         probed = key.startswith(str(checkpoint)) and not key.endswith(" | mean7")
         expected = {name for name in benchmark.COLUMNS if probed or name not in ("linear", "MLP")}

@@ -25,6 +25,7 @@ from amdim_training.evaluate_command import evaluate as command
 from amdim_training.evaluation_data import open_dataset
 from amdim_training.features import OnnxEncoder, TorchEncoder, open_encoder
 from amdim_training.reference import save_reference
+from amdim_training.search_vector import search_widths
 from amdim_training.views import VIEWS
 from amdim_training.whitening import Whitening
 
@@ -171,7 +172,8 @@ def test_exported_model_scores_as_its_checkpoint(
     tmp_path: Path, encoder: AmdimEncoder, classes: Path
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    whitening = Whitening(torch.zeros(96), torch.randn(16, 96, generator=generator))
+    width = sum(search_widths(encoder.config))
+    whitening = Whitening(torch.zeros(width), torch.randn(16, width, generator=generator))
     graph = ServingGraph(encoder, NORMALIZATION, whitening)
     example = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     version = tmp_path / "repository" / "amdim" / "3"
@@ -191,6 +193,8 @@ def test_exported_model_scores_as_its_checkpoint(
     assert torch.allclose(ours.embedding, theirs.embedding, atol=1e-3)
     for path in (version.parent, version, version / "model.onnx"):
         assert isinstance(open_encoder(path), OnnxEncoder)
+    with pytest.raises(ConfigError, match="score its checkpoint"):
+        evaluate(exported, [open_dataset(str(classes))], fit_on=[classes])
 
 
 def test_reference_file_is_opened_and_anything_else_refused(

@@ -119,6 +119,10 @@ def test_an_exported_model_gets_views_as_pixels(encoder) -> None:
         image_size, source_size = 32, 32
         facts: Mapping[str, Any] = {}
         pipeline: ViewsName = "cifar"
+        has_embedding = False
+
+        def fit(self, pixels, components) -> bool:
+            return False
 
         def encode(self, pixels) -> Vectors:
             return torch_encoder.encode(pixels)

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from amdim_training.encoder import EncoderFeatures
 from amdim_training.errors import ShapeError
-from amdim_training.whitening import fit_whitening, pooled_features
+from amdim_training.whitening import Covariance, fit_whitening
 
 
 def correlated(n: int, width: int) -> torch.Tensor:
@@ -56,9 +55,10 @@ def test_too_few_images_are_refused() -> None:
         fit_whitening(correlated(5, 8), 5)
 
 
-def test_pooled_features_are_f1_and_the_grids_means() -> None:
-    f5, f7 = torch.randn(2, 3, 5, 5), torch.randn(2, 3, 7, 7)
-    pooled = pooled_features(EncoderFeatures(torch.ones(2, 3), f5, f7))
-    assert pooled.shape == (2, 9)
-    torch.testing.assert_close(pooled[:, 3:6], f5.flatten(2).mean(2))
-    torch.testing.assert_close(pooled[:, 6:], f7.flatten(2).mean(2))
+def test_covariance_of_parts_is_that_of_all() -> None:
+    features = correlated(300, 4)
+    summed = Covariance(4)
+    for part in features.split(70):
+        summed.add(part)
+    torch.testing.assert_close(summed.mean().float(), features.mean(0))
+    torch.testing.assert_close(summed.matrix().float(), torch.cov(features.T))

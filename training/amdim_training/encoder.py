@@ -6,6 +6,7 @@ Knows nothing of pictures, losses or files: normalised tensors in, features out.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -136,7 +137,10 @@ class AmdimEncoder(nn.Module):
                     weight[diagonal, diagonal] = 1.0
 
     def activations(self, images: Tensor) -> dict[int, Tensor]:
-        """Returns trunk activations by grid: 7 and 5 (N, C, d, d) before the heads, 1 (N, D, 1, 1).
+        """Returns trunk activations by grid.
+
+        Those of 7 and 5 are (N, C, d, d), what the heads take; that of 14 is what the block before
+        them takes, (N, C/2, 14, 14); that of 1 is (N, D, 1, 1).
 
         Raises:
             ShapeError: `images` is not (N, 3, S, S) with the encoder's S.
@@ -148,7 +152,9 @@ class AmdimEncoder(nn.Module):
         x = images
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            if index == self._tap7:
+            if index == self._tap7 - 2:  # before the last strided block and the norm
+                taps[14] = x
+            elif index == self._tap7:
                 taps[7] = x
             elif index == self._tap7 + 1:
                 taps[5] = x
@@ -157,7 +163,10 @@ class AmdimEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> EncoderFeatures:
         """Returns the features of (N, 3, S, S) normalised images; see `activations`."""
-        taps = self.activations(images)
+        return self.features(self.activations(images))
+
+    def features(self, taps: Mapping[int, Tensor]) -> EncoderFeatures:
+        """Returns the features of what `activations` returned."""
         return EncoderFeatures(
             f1=taps[1].flatten(1),  # (N, D, 1, 1) -> (N, D)
             f5=self.head5(taps[5]),

@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from amdim_clients.images import Preprocess
-from amdim_training.data import load_images
+from amdim_training.data import ImageSet, load_images
 from amdim_training.errors import ConfigError
 from amdim_training.evaluation_data import Dataset, Task
 from amdim_training.features import FEATURES, FrozenEncoder, Vectors
@@ -28,7 +27,6 @@ from amdim_training.knn import Neighbors, knn_predict, nearest_neighbors
 from amdim_training.probes import fit_linear, fit_mlp, probe_accuracy
 from amdim_training.retrieval import retrieval_scores
 from amdim_training.views import VIEWS
-from amdim_training.whitening import Whitening, fit_search_vector
 
 FROZEN = "frozen"
 """The paper's protocol: both classifiers, on a fresh view of each image an epoch (`frozen.py`)."""
@@ -147,13 +145,13 @@ def evaluate(
             is_query = all(split != task.gallery for task in dataset.tasks)
             images = dataset.load(split, embedder.preprocess)
             images = images.subset((query_limit if is_query else gallery_limit) or len(images))
+            if split == "train":
+                embedder.fit(images, dataset.name)
             started = time.perf_counter()
             vectors = encoder.encode(images.pixels)
             rate = len(images) / (time.perf_counter() - started)
             rates[f"{dataset.name} {split}"] = round(rate, 1)
             report(f"{dataset.name} {split}: {len(images)} images encoded, {rate:.0f} a second")
-            if split == "train":
-                embedder.fit(vectors, dataset.name)
             kinds = embedder.kinds(vectors, features)
             splits[split] = LabelledVectors(kinds, torch.from_numpy(images.labels))
         for task in dataset.tasks:
@@ -299,42 +297,41 @@ _SCORERS: dict[str, Callable[[_Question], _Scored]] = {
 
 
 class _Embedder:
-    """Gives every split the vectors that are asked for, whitening what has no search vector."""
+    """Gives every split the vectors that are asked for, and an encoder a search vector first."""
 
     def __init__(self, encoder: FrozenEncoder, fit_on: Sequence[Path], *, needed: bool) -> None:
         self._encoder = encoder
-        self._whitening: Whitening | None = None
         self._needed = needed
         self.preprocess = Preprocess.for_image_size(encoder.image_size)
         self.origin = "the model's own"
         if fit_on and needed:
-            pixels = load_images(fit_on, self.preprocess).subset(FIT_LIMIT).pixels
-            self._fit(encoder.encode(pixels).pooled, ", ".join(path.name for path in fit_on))
+            images = load_images(fit_on, self.preprocess).subset(FIT_LIMIT)
+            if not self._fit(images, ", ".join(path.name for path in fit_on)):
+                raise ConfigError(
+                    "an exported model takes no other search vector: score its checkpoint"
+                )
 
-    def fit(self, vectors: Vectors, name: str) -> None:
+    def fit(self, images: ImageSet, name: str) -> None:
         """Fits a search vector on training images, unless there is one."""
-        if self._needed and vectors.embedding is None and self._whitening is None:
-            count = len(vectors.pooled)
-            order = np.random.default_rng(0).permutation(count)[:FIT_LIMIT]
-            self._fit(vectors.pooled[torch.from_numpy(order)], name)
+        if self._needed and not self._encoder.has_embedding:
+            self._fit(images.subset(FIT_LIMIT), name)
 
     def kinds(self, vectors: Vectors, features: Sequence[str]) -> dict[str, Tensor]:
         """Returns the vectors of each kind, without `embedding` where none could be fitted."""
         f1, mean5, mean7 = vectors.pooled.chunk(3, dim=1)
         named = {"global": f1, "mean5": mean5, "mean7": mean7}
-        if self._whitening is not None:
-            named["embedding"] = self._whitening.apply(vectors.pooled)
-        elif vectors.embedding is not None:
+        if vectors.embedding is not None:
             named["embedding"] = vectors.embedding
         elif self._needed:
             _log.warning("no embedding is scored: the model has none, and nothing to fit it on")
             self.origin = "none"
         return {kind: named[kind].contiguous() for kind in features if kind in named}
 
-    def _fit(self, pooled: Tensor, name: str) -> None:
-        components = min(EMBEDDING_COMPONENTS, len(pooled) - 1)
-        self._whitening = fit_search_vector(pooled, components)
-        self.origin = f"fitted on {len(pooled)} training images of {name}"
+    def _fit(self, images: ImageSet, name: str) -> bool:
+        fitted = self._encoder.fit(images.pixels, EMBEDDING_COMPONENTS)
+        if fitted:
+            self.origin = f"fitted on {len(images)} training images of {name}"
+        return fitted
 
 
 def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:

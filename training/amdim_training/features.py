@@ -20,8 +20,8 @@ from amdim_training.checkpoint import load_checkpoint, resolve
 from amdim_training.config import ViewsName
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import CheckpointError
-from amdim_training.online import encode_pooled
 from amdim_training.reference import load_reference
+from amdim_training.search_vector import encode_for_search, fit_search_vector
 from amdim_training.views import PIPELINE_OF, VIEWS, Normalization
 from amdim_training.whitening import Whitening
 
@@ -63,8 +63,15 @@ class FrozenEncoder(Protocol):
     def source_size(self) -> int:
         """Side of the training pictures that views are cut from, pixels."""
 
+    @property
+    def has_embedding(self) -> bool:
+        """Whether it has a search vector."""
+
     def encode(self, pixels: Pixels) -> Vectors:
         """Returns the vectors of (N, S, S, 3) uint8 pictures."""
+
+    def fit(self, pixels: Pixels, components: int) -> bool:
+        """Fits a search vector on training pictures (N, S, S, 3); whether that can be done."""
 
 
 class TorchEncoder:
@@ -79,7 +86,7 @@ class TorchEncoder:
         facts: Mapping[str, Any] | None = None,
         pipeline: ViewsName | None = None,
         source_size: int = 0,
-        batch: int = 256,
+        batch: int = 64,
     ) -> None:
         size = encoder.config.image_size
         self.pipeline: ViewsName = pipeline or PIPELINE_OF[size]
@@ -96,12 +103,29 @@ class TorchEncoder:
         size: int = self.encoder.config.image_size
         return size
 
+    @property
+    def has_embedding(self) -> bool:
+        """Whether it has a search vector."""
+        return self._whitening is not None
+
     def encode(self, pixels: Pixels) -> Vectors:
         """Returns the vectors of (N, S, S, 3) uint8 pictures."""
-        pooled = encode_pooled(
+        features = encode_for_search(
             self.encoder, torch.from_numpy(pixels), self.normalization, batch=self._batch
         )
-        return Vectors(pooled, None if self._whitening is None else self._whitening.apply(pooled))
+        scales = features[:, : 3 * self.encoder.config.embed_dim]
+        return Vectors(scales, None if self._whitening is None else self._whitening.apply(features))
+
+    def fit(self, pixels: Pixels, components: int) -> bool:
+        """Fits a search vector on training pictures (N, S, S, 3), in place of its own."""
+        self._whitening = fit_search_vector(
+            self.encoder,
+            torch.from_numpy(pixels),
+            self.normalization,
+            min(components, len(pixels) - 1),
+            batch=self._batch,
+        )
+        return True
 
 
 class OnnxEncoder:
@@ -125,6 +149,15 @@ class OnnxEncoder:
     def image_size(self) -> int:
         """Side S of the pictures it takes, pixels."""
         return self._size
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether it has a search vector."""
+        return "embedding" in self._outputs
+
+    def fit(self, pixels: Pixels, components: int) -> bool:
+        """Fits nothing: the graph gives no more than its outputs."""
+        return False
 
     def encode(self, pixels: Pixels) -> Vectors:
         """Returns the vectors of (N, S, S, 3) uint8 pictures."""

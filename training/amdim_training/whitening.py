@@ -1,7 +1,6 @@
-"""PCA-whitening of features: what makes the search vector out of AMDIM's three scales.
+"""PCA-whitening of features: what a search vector and every baseline's is made by.
 
-Knows no encoder and no files: features in, a mean and a projection out. Which whitening makes the
-best search vector was measured (benchmarks/search_vector.py).
+Knows no encoder and no files: features in, a mean and a projection out.
 """
 
 from __future__ import annotations
@@ -12,13 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amdim_training.encoder import EncoderFeatures
 from amdim_training.errors import ShapeError
-
-SEARCH_WEIGHTS = (1.0, 1.0, 1.0)
-"""What f1, mean f5 and mean f7 weigh before their common axes are sought."""
-SEARCH_POWER = 0.75
-"""How far the search vector's components are brought to equal variance: 0 not at all, 1 fully."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,20 +31,57 @@ class Whitening:
         return (features - self.mean) @ self.projection.T
 
 
-def pooled_features(features: EncoderFeatures) -> Tensor:
-    """Returns (N, 3D): f1 beside the means of f5 and of f7 over their grids."""
-    return torch.cat(
-        [features.f1, features.f5.mean(dim=(2, 3)), features.f7.mean(dim=(2, 3))], dim=1
-    )
+class Covariance:
+    """Mean and covariance of rows that come in parts, summed in float64.
 
-
-def fit_search_vector(pooled: Tensor, components: int) -> Whitening:
-    """Fits the search vector on (N, 3D) pooled features: scales weighed, whitened in part.
-
-    Raises:
-        ShapeError: There are no more rows than components.
+    Args:
+        width: F, columns of every part.
     """
-    return fit_whitening(pooled, components, power=SEARCH_POWER, weights=SEARCH_WEIGHTS)
+
+    def __init__(self, width: int) -> None:
+        self.rows = 0
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._products = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Takes in (n, F)."""
+        for chunk in rows.split(8192):  # bounds the float64 copy
+            wide = chunk.double()
+            self.rows += len(wide)
+            self._sum += wide.sum(dim=0)
+            self._products += wide.T @ wide
+
+    def mean(self) -> Tensor:
+        """Returns (F,) float64."""
+        return self._sum / self.rows
+
+    def matrix(self) -> Tensor:
+        """Returns (F, F) float64; zero of fewer than two rows."""
+        mean = self.mean()
+        centered = self._products - self.rows * torch.outer(mean, mean)
+        return centered / max(1, self.rows - 1)
+
+
+def strongest_axes(covariance: Tensor, count: int, power: float, *, ridge: float = 1e-4) -> Tensor:
+    """Returns (count, F): axes of most variance, divided by their standard deviation to a power.
+
+    An axis is defined up to its sign: its largest weight is made positive.
+
+    Args:
+        covariance: (F, F) float64.
+        count: How many, at most F.
+        power: 0 leaves variances as they are, 1 makes them equal.
+        ridge: Share of the mean variance added to every axis's, so that directions the data
+            hardly uses are not blown up into noise.
+    """
+    variances, axes = torch.linalg.eigh(covariance)  # rising
+    variances = variances.flip(0)[:count]
+    axes = axes.flip(1)[:, :count]
+    largest = axes.abs().argmax(dim=0, keepdim=True)
+    axes = axes * axes.gather(0, largest).sign()
+    floor = ridge * covariance.diagonal().mean()
+    scaled: Tensor = axes / (variances + floor) ** (power / 2)
+    return scaled.T
 
 
 def fit_whitening(
@@ -82,24 +112,14 @@ def fit_whitening(
         raise ShapeError(f"{count} components need more than {count} images, got {n}")
     if weights and width % len(weights):
         raise ShapeError(f"{len(weights)} parts do not divide {width} features")
-    mean = features.double().mean(dim=0)
-    covariance = torch.zeros(width, width, dtype=torch.float64)
-    for chunk in features.split(8192):  # bounds the float64 copy
-        centered = chunk.double() - mean
-        covariance += centered.T @ centered
-    covariance /= n - 1
+    total = Covariance(width)
+    total.add(features)
+    covariance = total.matrix()
     scale = torch.ones(width, dtype=torch.float64)
     if weights:
         parts = covariance.diagonal().view(len(weights), -1)
         wanted = torch.tensor(weights, dtype=torch.float64).unsqueeze(1)
         scale = (wanted * parts.sum(dim=1, keepdim=True).rsqrt()).expand_as(parts).reshape(width)
     covariance *= scale.unsqueeze(1) * scale
-    variances, axes = torch.linalg.eigh(covariance)  # rising
-    variances = variances.flip(0)[:count]
-    axes = axes.flip(1)[:, :count]
-    # an axis is defined up to its sign: make the largest weight positive
-    largest = axes.abs().argmax(dim=0, keepdim=True)
-    axes = axes * axes.gather(0, largest).sign()
-    floor = ridge * covariance.diagonal().mean()
-    projection = (axes / (variances + floor) ** (power / 2)).T * scale
-    return Whitening(mean.float(), projection.float().contiguous())
+    projection = strongest_axes(covariance, count, power, ridge=ridge) * scale
+    return Whitening(total.mean().float(), projection.float().contiguous())
