@@ -113,10 +113,13 @@ def test_the_shipped_models_are_right_in_however_many_streams(
     """An int8 file whose convolutions shared weights was compiled wrongly every other time."""
     pytest.importorskip("openvino")
     artifact = read_artifact(repo_root / "model_repository", model)
+    cosines = []
     for calls in (1, 2, 4, 4, 4, 4):
         engine, cosine = artifact.load("openvino", precision=precision, threads=1, calls=calls)
         engine.close()
-        assert cosine > 0.9
+        cosines.append(cosine)
+    assert min(cosines) > max(cosines) - 0.005
+    assert min(cosines) > 0.85  # int8: of the drawn canary that it gets least right
 
 
 def test_the_default_output_alone_is_proved_too(opened: OpenModel) -> None:
