@@ -103,9 +103,31 @@ class FaultyLink:
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool
     ) -> None:
+        arrived: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._receive(reader, arrived))
+            group.create_task(self._pass_on(arrived, writer, is_answer=is_answer))
+
+    async def _receive(
+        self, reader: asyncio.StreamReader, arrived: asyncio.Queue[tuple[float, bytes]]
+    ) -> None:
         while data := await reader.read(65536):
-            if is_answer and self.delay_s:
-                await asyncio.sleep(self.delay_s)
+            arrived.put_nowait((time.monotonic(), data))
+        arrived.put_nowait((time.monotonic(), b""))
+
+    async def _pass_on(
+        self,
+        arrived: asyncio.Queue[tuple[float, bytes]],
+        writer: asyncio.StreamWriter,
+        *,
+        is_answer: bool,
+    ) -> None:
+        while True:
+            since, data = await arrived.get()
+            if is_answer and self.delay_s:  # a long way: what follows is on it at the same time
+                await asyncio.sleep(since + self.delay_s - time.monotonic())
+            if not data:
+                raise EOFError
             if self.fault == "hang":
                 continue  # the connection stays, and nothing comes
             if self.fault == "cut" and is_answer and len(data) > HANDSHAKE_BYTES:
@@ -114,7 +136,6 @@ class FaultyLink:
                 raise EOFError
             writer.write(data)
             await writer.drain()
-        raise EOFError
 
     @staticmethod
     def _reset(writer: asyncio.StreamWriter) -> None:
@@ -230,7 +251,7 @@ def test_hung_and_back(with_gateway, link) -> None:
 
 def test_slow_is_only_slow(with_gateway, link) -> None:
     async def check(gateway: Gateway) -> None:
-        link.delay_s = 0.1  # an answer may come in several pieces, each held so long
+        link.delay_s = 0.2
         assert await gateway.storm() == {200: 12}
         link.delay_s = 0.0
         assert await gateway.is_ready()
