@@ -106,6 +106,7 @@ class DecodeStage:
         finally:
             if not task.returned:  # answered or given up, but a thread may still be at it
                 task.when_returned(job.detach())
+            del task  # its error's traceback holds this frame: a circle, with the picture in it
         spent_s = time.monotonic() - started
         timings.decode = max(timings.decode, spent_s)
         self._metrics.stage("decode", spent_s)

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from amdim_serving.answers import error_answer
 from amdim_serving.bodies import ClientGoneError
 from amdim_serving.deployment import Deployment
-from amdim_serving.errors import RequestError
+from amdim_serving.errors import RequestError, known
 from amdim_serving.gateway import Gateway
 from amdim_serving.heads import HEAD, ROUTE, Head, RequestIds
 from amdim_serving.logs import log_request
@@ -104,8 +104,9 @@ class Edge:
                 return  # the framework has answered, and handed the exception on
             if status:
                 raise  # half an answer is out: the server closes the connection
-            error = raised if isinstance(raised, RequestError) else RequestError("internal")
-            answer = error_answer(error, path=scope["path"], request_id=head.request_id)
+            # No variable holds the error: its traceback holds this frame, which holds the body, and
+            # a circle of the two would stay until the next collection.
+            answer = error_answer(known(raised), path=scope["path"], request_id=head.request_id)
             await answer(scope, receive, send_with_id)
         finally:
             route, code = _route(scope), status or _CLIENT_GONE

@@ -172,3 +172,8 @@ class OverloadedError(RequestError):
     def __init__(self, retry_after_s: int = 1) -> None:
         super().__init__("overloaded")
         self.retry_after_s = retry_after_s
+
+
+def known(error: Exception) -> RequestError:
+    """Returns the error itself where it is one of the table's, else `internal`."""
+    return error if isinstance(error, RequestError) else RequestError("internal")

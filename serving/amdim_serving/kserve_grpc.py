@@ -16,7 +16,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from amdim_serving.deployment import Deployment
-from amdim_serving.errors import RequestError
+from amdim_serving.errors import RequestError, known
 from amdim_serving.gateway import Gateway, package_version
 from amdim_serving.heads import Head, RequestIds
 from amdim_serving.kserve import (
@@ -115,9 +115,9 @@ class _Servicer:
                     name,
                     extra={"request_id": request_id},
                 )
-            error = raised if isinstance(raised, RequestError) else RequestError("internal")
-            status = error.kind.status
-            await context.abort(grpc.StatusCode[error.kind.grpc], error.message)
+            kind, message = known(raised).kind, known(raised).message  # no circle: see edge.py
+            status = kind.status
+            await context.abort(grpc.StatusCode[kind.grpc], message)
         finally:
             body_bytes = head.held_bytes
             gateway.bodies.release(head)

@@ -149,6 +149,7 @@ class ThreadPool:
                 self._loop.call_soon_threadsafe(self._finish, task, result, error)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
+            del task, result, error  # not kept while the thread waits for the next
 
     def _next(self) -> Task[object]:
         """Returns the next task; a token was taken, so there is one."""

@@ -90,6 +90,77 @@ def test_requests_leave_no_object_behind(client_for: Any, make_picture: Picture)
     asyncio.run(main())
 
 
+async def answer(app: Any, path: str, body: bytes, content_type: bytes) -> int:
+    """Asks the application itself, since clients leave circles of their own behind."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else await asyncio.Future()
+
+    async def send(message: dict[str, Any]) -> None:
+        statuses.append(message.get("status", 0))
+
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": headers,
+    }
+    await app(scope, receive, send)
+    return statuses[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "cut", "status"),
+    [
+        ("/embed", b"image/jpeg", None, 200),
+        ("/embed", b"image/jpeg", 300, 422),
+        ("/embed", b"image/jpeg", 2, 415),
+        ("/embed", b"image/jpeg", 0, 400),
+        ("/embed", b"image/jpeg", None, 429),
+        ("/embed", b"application/json", None, 400),
+        ("/embed", b"multipart/form-data; boundary=x", None, 400),
+        ("/match", b"multipart/form-data; boundary=x", None, 400),
+        ("/v1/embeddings", b"application/json", None, 400),
+        ("/v2/models/amdim/infer", b"application/json", None, 400),
+    ],
+)
+def test_an_answered_request_waits_for_no_garbage_collection(
+    tmp_path: Path,
+    publish: Callable[..., Path],
+    make_picture: Picture,
+    path: str,
+    content_type: bytes,
+    cut: int | None,
+    status: int,
+) -> None:
+    models = publish(tmp_path / "models")
+    body = make_picture((300, 200))[:cut]
+
+    async def main() -> None:
+        settings = Settings(model_repository=models, threads=1, drain_timeout=0.1)
+        gateway = build_gateway(settings)
+        app = create_app(Deployment(gateway, reopen_gateway))
+        async with app.lifespan():
+            if status == 429:
+                gateway.service.batcher.admit(gateway.settings.queue_images, ("embedding",))
+            for _ in range(3):
+                assert await answer(app, path, body, content_type) == status
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    await answer(app, path, body, content_type)
+                assert gc.collect() < 10
+            finally:
+                gc.enable()
+
+    asyncio.run(main())
+
+
 def test_reloads_leave_no_thread_and_no_service_behind(
     tmp_path: Path, publish: Callable[..., Path], make_picture: Picture
 ) -> None:
