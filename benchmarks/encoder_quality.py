@@ -7,7 +7,8 @@
 Tiny ImageNet (val among all 99,944 training images), Caltech-101 (test among train), Grocery Store
 (natural photos among each other, self left out, and among the iconic ones), and of a repository
 with `amdim_windows` the mean of windows and coco128's regions. kNN votes are weighted
-exp(cosine / 0.07). Whitening: PCA to 256 components, fitted on the same 20,000 unlabelled Tiny
+exp(cosine / 0.07). Whitening: PCA to as many components as
+the shipped vector has, fitted on the same 20,000 unlabelled Tiny
 ImageNet training images for every row; recipe: as the search vector is fitted, to the same pairs
 of views of 8,000 of these for every row. Nothing is fitted to a query.
 
@@ -76,7 +77,6 @@ ROWS = ("model", "windows", "regions", "random", "pixels", "hog")
 PROBED = "tiny"
 PROBES = ("linear", "mlp")
 PROBED_DIMENSIONS = 1024
-COMPONENTS = 256
 RANDOM = "random weights"
 WINDOW_SCALE = 1.5
 
@@ -102,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
             results["rows"] |= _keyed(name, _windows_mean(arguments, splits))
         else:
             name_of_row, describe = _describer(row, name, arguments, splits)
-            scores = _score(name_of_row, describe, splits, arguments.protocol.split(","))
+            protocols = arguments.protocol.split(",")
+            scores = _score(name_of_row, describe, splits, protocols, arguments.components)
             results["rows"] |= _keyed(name_of_row, scores)
         seconds = round(time.perf_counter() - started, 1)
         results.setdefault("seconds", {})[row] = seconds
@@ -165,7 +166,7 @@ def _describer(
     if row == "random":
         config = EncoderConfig(splits.size, arguments.width, arguments.embed_dim, arguments.depth)
         encoder = random_encoder(config, to_fit)
-        encoder.fit(to_fit, COMPONENTS)
+        encoder.fit(to_fit, arguments.components)
         return RANDOM, _encoder(encoder, whitened=True)
     if row == "pixels":
         mean = halved(to_fit).mean(dim=0)
@@ -190,7 +191,7 @@ def _both(vectors: Tensor) -> Mapping[str, Tensor]:
 
 
 def _score(
-    name: str, describe: Describe, splits: _Splits, protocols: list[str]
+    name: str, describe: Describe, splits: _Splits, protocols: list[str], components: int
 ) -> dict[str, dict[str, Any]]:
     """Returns each kind of vector with its metrics by data set and task."""
     whitenings: dict[str, Whitening] = {}
@@ -202,7 +203,9 @@ def _score(
             kinds = dict(describe(pixels, f"{data}_{split}"))
             pooled = kinds.pop("to whiten", None)
             if pooled is not None:
-                whitenings = whitenings or _fit(name, describe, pooled, pixels, splits.size)
+                whitenings = whitenings or _fit(
+                    name, describe, pooled, pixels, splits.size, components
+                )
                 kinds |= {kind: _apply(map_, pooled) for kind, map_ in whitenings.items()}
             encoded[split] = LabelledVectors(kinds, labels)
         for task in dataset.tasks:
@@ -245,12 +248,12 @@ def _probed(split: LabelledVectors) -> LabelledVectors:
 
 
 def _fit(
-    name: str, describe: Describe, train: Tensor, pixels: Pixels, size: int
+    name: str, describe: Describe, train: Tensor, pixels: Pixels, size: int, components: int
 ) -> dict[str, Whitening]:
     """Fits plain whitening, and to what is no encoder the search vector's recipe too."""
     chosen = _rows_to_fit(len(train))
     rows = train[chosen]
-    count = min(COMPONENTS, len(rows) - 1)
+    count = min(components, len(rows) - 1)
     fitted = {"whitened": fit_whitening(rows, count)}
     if name != RANDOM:
         spread = np.linspace(0, len(chosen) - 1, min(PAIR_LIMIT, len(chosen))).astype(int)
@@ -363,7 +366,7 @@ def _circumstances(arguments: argparse.Namespace) -> dict[str, Any]:
             "temperature": 0.07,
             "limit": arguments.limit or None,
             "probes": f"{PROBED} train, every image, vectors of at most {PROBED_DIMENSIONS} values",
-            "whitening": f"PCA, {COMPONENTS} components, {FIT_LIMIT} tiny training images",
+            "whitening": f"PCA, {arguments.components} components, {FIT_LIMIT} training images",
         },
         "machine": {
             "cpus": os.cpu_count(),
@@ -399,6 +402,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=32, help="of the random encoder")
     parser.add_argument("--embed-dim", type=int, default=256, help="of the random encoder")
     parser.add_argument("--depth", type=int, default=1, help="of the random encoder")
+    parser.add_argument("--components", type=int, default=384, help="of the other rows' vectors")
     parser.add_argument("--threads", type=int, default=0)
     cache = Path(tempfile.gettempdir()) / "amdim_encoder_quality"
     parser.add_argument("--cache", type=Path, default=cache)

@@ -16,7 +16,7 @@ from amdim_clients.neighbors import FloatArray, NeighborIndex
 
 # Cosine above which two pictures count as one: measured by benchmarks/search.py on photographs
 # and variants of them.
-THRESHOLD: Final = 0.85
+THRESHOLD: Final = 0.8
 # Neighbours looked at for each picture: groups may be larger, since they are joined.
 _NEIGHBORS: Final = 10
 _BATCH: Final = 256

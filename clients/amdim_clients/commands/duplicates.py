@@ -16,7 +16,7 @@ def duplicates(
     ] = "/",
     threshold: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Least cosine of two duplicates; default 0.85."),
+        typer.Option(min=0.0, max=1.0, help="Least cosine of two duplicates; default 0.8."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Also draw the groups to this PNG.")] = None,
