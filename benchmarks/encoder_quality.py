@@ -7,10 +7,9 @@
 Tiny ImageNet (val among all 99,944 training images), Caltech-101 (test among train), Grocery Store
 (natural photos among each other, self left out, and among the iconic ones), and of a repository
 with `amdim_windows` the mean of windows and coco128's regions. kNN votes are weighted
-exp(cosine / 0.07). Whitening: PCA to as many components as
-the shipped vector has, fitted on the same 20,000 unlabelled Tiny
-ImageNet training images for every row; recipe: as the search vector is fitted, to the same pairs
-of views of 8,000 of these for every row. Nothing is fitted to a query.
+exp(cosine / 0.07). Whitening: PCA to as many components as the shipped vector has, fitted on the
+same 20,000 unlabelled Tiny ImageNet training images for every row; recipe: as the search vector is
+fitted, to the same pairs of views of 8,000 of these for every row. Nothing is fitted to a query.
 
 Linear and MLP (`amdim_training/probes.py`) are fitted to all of Tiny ImageNet's training images:
 to vectors of at most 1,024 values, since raw pixels and raw HOG would take longer than all the

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from amdim_serving.answers import error_answer
 from amdim_serving.bodies import ClientGoneError
 from amdim_serving.deployment import Deployment
-from amdim_serving.errors import RequestError, known
+from amdim_serving.errors import RequestError, as_request_error
 from amdim_serving.gateway import Gateway
 from amdim_serving.heads import HEAD, ROUTE, Head, RequestIds
 from amdim_serving.logs import log_request
@@ -106,7 +106,9 @@ class Edge:
                 raise  # half an answer is out: the server closes the connection
             # No variable holds the error: its traceback holds this frame, which holds the body, and
             # a circle of the two would stay until the next collection.
-            answer = error_answer(known(raised), path=scope["path"], request_id=head.request_id)
+            answer = error_answer(
+                as_request_error(raised), path=scope["path"], request_id=head.request_id
+            )
             await answer(scope, receive, send_with_id)
         finally:
             route, code = _route(scope), status or _CLIENT_GONE

@@ -174,6 +174,6 @@ class OverloadedError(RequestError):
         self.retry_after_s = retry_after_s
 
 
-def known(error: Exception) -> RequestError:
+def as_request_error(error: Exception) -> RequestError:
     """Returns the error itself where it is one of the table's, else `internal`."""
     return error if isinstance(error, RequestError) else RequestError("internal")

@@ -16,7 +16,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from amdim_serving.deployment import Deployment
-from amdim_serving.errors import RequestError, known
+from amdim_serving.errors import RequestError, as_request_error
 from amdim_serving.gateway import Gateway, package_version
 from amdim_serving.heads import Head, RequestIds
 from amdim_serving.kserve import (
@@ -115,9 +115,8 @@ class _Servicer:
                     name,
                     extra={"request_id": request_id},
                 )
-            kind, message = known(raised).kind, known(raised).message  # no circle: see edge.py
-            status = kind.status
-            await context.abort(grpc.StatusCode[kind.grpc], message)
+            code, status, message = _refusal(raised)
+            await context.abort(code, message)
         finally:
             body_bytes = head.held_bytes
             gateway.bodies.release(head)
@@ -291,3 +290,9 @@ def _statistics(model: KServeModel) -> Message:
             for size, spent in sorted(seen.batches.items())
         ],
     )
+
+
+def _refusal(raised: Exception) -> tuple[grpc.StatusCode, int, str]:
+    """Returns what an error means; the caller keeps no variable of it, for edge.py's reason."""
+    error = as_request_error(raised)
+    return grpc.StatusCode[error.kind.grpc], error.kind.status, error.message
