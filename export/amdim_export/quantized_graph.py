@@ -18,7 +18,12 @@ from torch.nn import functional as F
 from amdim_export.errors import GraphError
 from amdim_export.fusion import FusedHead, FusedStem, FusedUnit, deviation
 from amdim_export.graph import ServingGraph
-from amdim_export.quantizers import ActivationQuantizer, PixelQuantizer, QuantizedConv
+from amdim_export.quantizers import (
+    ActivationQuantizer,
+    PixelQuantizer,
+    QuantizedConv,
+    QuantizedPool,
+)
 from amdim_training.encoder import Stem
 
 
@@ -65,7 +70,7 @@ class QuantizedUnit(nn.Module):
 
     def __init__(self, unit: FusedUnit, scheme: Scheme, *, keep_float: bool) -> None:
         super().__init__()
-        self.kernel, self.stride = unit.kernel, unit.stride
+        self.pool = _pool(unit, scheme)
         self.conv1 = _conv(unit.conv1, keep_float)
         self.hidden = None if keep_float else ActivationQuantizer(unsigned=not scheme.signed)
         self.carried = _conv(unit.carried, keep_float)
@@ -81,7 +86,7 @@ class QuantizedUnit(nn.Module):
         hidden = F.relu(self.conv1(x))
         if self.hidden is not None:
             hidden = self.hidden(hidden)
-        shortcut = x if self.kernel == 1 else F.avg_pool2d(x, self.kernel, self.stride)
+        shortcut = self.pool(x)
         if self.shortcut_scale is not None:
             shortcut = shortcut * self.shortcut_scale
         if self.pooled is not None:
@@ -224,7 +229,7 @@ def shift_sums(graph: ServingGraph, pixels: Tensor, *, batch_size: int = 64) -> 
 def freeze(graph: nn.Module) -> None:
     """Makes a quantized graph compute, for good, exactly what its exported file will."""
     for module in graph.modules():
-        if isinstance(module, QuantizedConv | ActivationQuantizer):
+        if isinstance(module, QuantizedConv | QuantizedPool | ActivationQuantizer):
             module.freeze()
     graph.requires_grad_(False)
 
@@ -272,6 +277,14 @@ def _add_to_bias(conv: nn.Conv2d, values: Tensor) -> None:
 def _mean(x: Tensor) -> Tensor:
     # reduced, not pooled: OpenVINO 2026.4 rounds what a pool makes of uint8 back to uint8
     return x.mean(dim=(2, 3), keepdim=True)
+
+
+def _pool(unit: FusedUnit, scheme: Scheme) -> nn.Module:
+    if unit.kernel == 1:
+        return nn.Identity()
+    if scheme.signed:  # TensorRT pools int8 by itself
+        return nn.AvgPool2d(unit.kernel, unit.stride)
+    return QuantizedPool(unit.conv1.in_channels, unit.kernel, unit.stride)
 
 
 def _conv(conv: nn.Conv2d, keep_float: bool) -> nn.Conv2d | QuantizedConv:

@@ -16,7 +16,7 @@ from amdim_export.parity import agreement
 from amdim_export.pictures import sample_pictures
 from amdim_export.quantize import QuantizeOptions, export_graph, quantized_graph
 from amdim_export.quantized_graph import Scheme, calibrate, quantized, shift_sums
-from amdim_export.quantizers import ActivationQuantizer
+from amdim_export.quantizers import ActivationQuantizer, QuantizedPool
 from amdim_export.runtime import OnnxEncoder
 
 pytestmark = pytest.mark.slow
@@ -113,8 +113,9 @@ def test_the_file_is_symmetric_and_holds_int8_weights(exported):
     model = onnx.load_from_string(exported["openvino"][1])
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     weights = [name for name in arrays if name.endswith("weight_int8")]
-    # the stem, all units but the last, what they widen by, the last one's first, heads
-    assert len(weights) == 1 + 5 * 2 + 3 + 1 + 2 * 3
+    # the stem, all units but the last, their pools (two are alike), what they widen by, the last
+    # unit's first, heads
+    assert len(weights) == 1 + 5 * 2 + 4 + 3 + 1 + 2 * 3
     assert all(arrays[name].dtype == np.int8 for name in weights)
     zeros = {
         bool(np.any(arrays[node.input[2]]))
@@ -122,6 +123,26 @@ def test_the_file_is_symmetric_and_holds_int8_weights(exported):
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2
     }
     assert zeros == {False}
+
+
+def test_pools_are_convolutions_for_cpus_and_pools_for_tensorrt(exported):
+    pools = {
+        target: sum(
+            node.op_type == "AveragePool" for node in onnx.load_from_string(file).graph.node
+        )
+        for target, (_, file) in exported.items()
+    }
+    assert pools == {"openvino": 0, "tensorrt": 5}
+
+
+@pytest.mark.parametrize(("side", "stride"), [(4, 2), (3, 1)])
+def test_a_pool_in_int8_loses_nothing(side, stride):
+    pool = QuantizedPool(5, side, stride)
+    levels = torch.randint(0, 256, (2, 5, 14, 14), generator=torch.manual_seed(0)).float()
+    expected = torch.nn.functional.avg_pool2d(levels, side, stride)
+    assert torch.equal(pool(levels), expected)
+    pool.freeze()
+    torch.testing.assert_close(pool(levels), expected, rtol=1e-6, atol=0)
 
 
 def test_for_tensorrt_nothing_is_unsigned(exported):

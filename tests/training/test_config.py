@@ -78,3 +78,19 @@ def test_every_shipped_configuration_says_how_it_is_run_and_what_came_of_it() ->
 def test_an_unknown_pipeline_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.views is one of cifar, .*strong, not 'sift'"):
         TrainConfig.from_dict({"data": {"views": "sift"}})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"crop_scale": [0.5]}, "two shares"),
+        ({"crop_scale": [0.9, 0.5]}, "two shares"),
+        ({"crop_scale": [0.0, 0.5]}, "two shares"),
+        ({"crop_scale": [0.5, 1.0], "views": "cifar"}, "never cropped"),
+        ({"color_strength": -0.1}, "0 to 2.5"),
+        ({"color_strength": 3.0}, "0 to 2.5"),
+    ],
+)
+def test_a_strength_that_no_view_can_have_is_refused(data, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.from_dict({"data": data})

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from amdim_training.color import Jitter, color_jitter
+from amdim_training.config import DataConfig
 from amdim_training.views import (
     VIEWS,
     ViewsConfig,
@@ -16,6 +17,7 @@ from amdim_training.views import (
     resample,
     resize_matrices,
     translation_matrices,
+    views_config,
 )
 
 STL10 = VIEWS["stl10"]
@@ -197,6 +199,17 @@ def test_jitter_is_distributed_as_configured() -> None:
         assert values.std().item() == pytest.approx((high - low) / math.sqrt(12), rel=0.02)
     firsts = torch.bincount(jitter.order[applied][:, 0], minlength=4) / applied.sum()
     assert firsts.tolist() == pytest.approx([0.25] * 4, abs=0.02)
+
+
+def test_a_configuration_changes_the_strength_of_its_pipeline() -> None:
+    assert views_config(DataConfig()) == STL10
+    milder = views_config(DataConfig(crop_scale=(0.5, 1.0), color_strength=0.5))
+    assert (milder.scale, milder.hue, milder.contrast) == ((0.5, 1.0), 0.1, 0.2)
+    assert milder.normalization == STL10.normalization
+    whole = views_config(DataConfig(crop_scale=(0.5, 1.0), without=("crop",)))
+    assert whole.scale == (1.0, 1.0)
+    colors = draw_jitter(1_000, milder, torch.Generator().manual_seed(0)).factors[:, 0]
+    assert 0.8 <= colors.min() < 0.81 and 1.19 < colors.max() <= 1.2
 
 
 def test_a_quarter_of_the_views_is_gray() -> None:

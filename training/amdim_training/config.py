@@ -102,6 +102,10 @@ class DataConfig:
     """Whether linear and MLP classifiers learn beside the encoder, which they cannot change."""
     without: tuple[Augmentation, ...] = ()
     """Steps of the pipeline to leave out, as the paper's ablation does."""
+    crop_scale: tuple[float, ...] = ()
+    """Least and most share of the area that a crop covers; empty is the pipeline's own."""
+    color_strength: float = 1.0
+    """Factor on the jitter of brightness, contrast, saturation and hue; 0 to 2.5."""
 
     def __post_init__(self) -> None:
         if self.views not in get_args(ViewsName):
@@ -109,6 +113,14 @@ class DataConfig:
             raise ConfigError(f"data.views is one of {known}, not {self.views!r}")
         if not set(self.without) <= {"jitter", "gray", "crop", "flip"}:
             raise ConfigError(f"data.without are some of jitter, gray, crop, flip: {self.without}")
+        if self.crop_scale and self.views == "cifar":
+            raise ConfigError("data.crop_scale: the views of cifar are translated, never cropped")
+        if self.crop_scale and not (
+            len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1
+        ):
+            raise ConfigError(f"data.crop_scale is two shares of an area, not {self.crop_scale}")
+        if not 0 <= self.color_strength <= 2.5:
+            raise ConfigError(f"data.color_strength is 0 to 2.5, not {self.color_strength}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

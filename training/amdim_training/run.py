@@ -78,7 +78,7 @@ class Run:
         self.config, self.pixels, self.batch = config, pixels, batch
         self.device = device or pixels.device
         self.folder = Path(config.run.out)
-        self.views = views_config(config.data.views, config.data.without)
+        self.views = views_config(config.data)
         self.steps_per_epoch = len(pixels) // config.optim.batch_size
         self.steps = config.optim.steps or config.optim.epochs * self.steps_per_epoch
         self.step = 0

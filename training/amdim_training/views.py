@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from amdim_training.color import Jitter, color_jitter, luma
-from amdim_training.config import Augmentation, ViewsName
+from amdim_training.config import Augmentation, DataConfig, ViewsName
 from amdim_training.strong import apply_subpolicies, draw_subpolicies, lighting
 
 _CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
@@ -95,16 +94,29 @@ PIPELINE_OF: dict[int, ViewsName] = {32: "cifar", 64: "stl10", 128: "imagenet"}
 """The pipeline the reference trains each image size with; its files do not say."""
 
 
-def views_config(name: ViewsName, without: Sequence[Augmentation] = ()) -> ViewsConfig:
-    """Returns a pipeline by name, some of its steps left out; a view without a crop is whole."""
+def views_config(data: DataConfig) -> ViewsConfig:
+    """Returns the pipeline that a run's `[data]` asks for.
+
+    A step left out by `without` stays out whatever the other keys say; a view without a crop is
+    whole.
+    """
     none: dict[Augmentation, dict[str, Any]] = {
         "jitter": {"jitter_probability": 0.0},
         "gray": {"gray_probability": 0.0},
         "crop": {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "shift_probability": 0.0},
         "flip": {"flip_probability": 0.0},
     }
-    config = VIEWS[name]
-    for step in without:
+    named = VIEWS[data.views]
+    least, most = data.crop_scale or named.scale
+    config = dataclasses.replace(
+        named,
+        scale=(least, most),
+        brightness=named.brightness * data.color_strength,
+        contrast=named.contrast * data.color_strength,
+        saturation=named.saturation * data.color_strength,
+        hue=named.hue * data.color_strength,
+    )
+    for step in data.without:
         config = dataclasses.replace(config, **none[step])
     return config
 
