@@ -7,6 +7,8 @@ TRITON_PORT ?= 8100
 ARGS ?=
 
 export PYTHON
+# ONNX Runtime, which tests also load by themselves, else tells Microsoft how it is used.
+export ORT_DISABLE_TELEMETRY ?= 1
 DEV := .venv/dev/bin
 .DEFAULT_GOAL := help
 .PHONY: help serve test check fmt train export triton bench lock audit clean env-serve env-dev

@@ -112,7 +112,7 @@ def measure(
 
 def open_onnxruntime(path: Path, sizes: Mapping[str, int]) -> Run:
     """Returns a file as ONNX Runtime runs it, its free dimensions fixed where sizes are given."""
-    import onnxruntime as ort
+    from amdim_serving.engines.silent_onnxruntime import onnxruntime as ort
 
     session_options = ort.SessionOptions()
     for name, size in sizes.items():
@@ -156,7 +156,7 @@ def newest(model: Path) -> Path:
 
 def encoder_side(model: Path) -> int:
     """Returns S of an encoder's file."""
-    import onnxruntime as ort
+    from amdim_serving.engines.silent_onnxruntime import onnxruntime as ort
 
     session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     return int(session.get_inputs()[0].shape[1])

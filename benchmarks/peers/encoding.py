@@ -11,10 +11,14 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from amdim_clients.images import Preprocess, decode_image
+
+# Read while it loads: without it ONNX Runtime (1.32) tells Microsoft how it is used.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
 
 _PREPROCESS = Preprocess.for_image_size(int(os.environ["AMDIM_PEER_SIZE"]))
 

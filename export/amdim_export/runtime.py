@@ -5,14 +5,19 @@ Knows neither torch nor what the vectors should be.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from amdim_export.errors import GraphError
 from amdim_export.names import IMAGES
+
+# Read while it loads: without it ONNX Runtime (1.32) tells Microsoft how it is used.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
 
 LEVELS = ("disabled", "basic", "extended", "layout", "all")
 """ONNX Runtime's graph optimisation levels; `all` is what serves."""

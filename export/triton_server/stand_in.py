@@ -5,6 +5,7 @@ library in process. Knows no encoder: names and shapes come from the configurati
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,8 @@ class TritonPythonModel:
 
 def _onnxruntime(place, file_name):
     """Returns names of outputs and a feed -> values."""
+    # read while it loads: without it ONNX Runtime (1.32) tells Microsoft how it is used
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
     options = ort.SessionOptions()

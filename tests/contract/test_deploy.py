@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
 from amdim_serving.metrics import Metrics
 from amdim_serving.settings import Settings
 
+SCHEMAS = "1.31"
+"""Kubernetes' version whose schemas the manifests are held to."""
 PORTS = {"AMDIM_PORT": 8000, "AMDIM_GRPC_PORT": 8001, "AMDIM_METRICS_PORT": 8002}
 
 
@@ -155,3 +158,30 @@ def test_the_image_installs_what_exists(repo_root: Path, dockerfile: str) -> Non
     for copied in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
         for path in copied.split():
             assert (repo_root / path).exists(), path
+
+
+def test_the_manifests_are_what_kubernetes_takes(documents: list[Any]) -> None:
+    checked = []
+    for document in documents:
+        if document["kind"] == "InferenceService":  # KServe's own; what it makes is a pod
+            spec = dict(document["spec"]["predictor"])
+            del spec["minReplicas"], spec["maxReplicas"]
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+            document = pod
+        kubernetes_validate.validate(document, SCHEMAS, strict=True)
+        checked.append(document["kind"])
+    assert sorted(checked) == [
+        "Deployment",
+        "HorizontalPodAutoscaler",
+        "PersistentVolumeClaim",
+        "Pod",
+        "PodDisruptionBudget",
+        "Service",
+    ]
+
+
+def test_a_misspelt_field_is_found(documents: list[Any]) -> None:
+    deployment = next(one for one in documents if one["kind"] == "Deployment")
+    wrong = deployment | {"spec": deployment["spec"] | {"replica": 2}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, SCHEMAS, strict=True)

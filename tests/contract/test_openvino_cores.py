@@ -7,7 +7,7 @@ from pathlib import Path
 ONES = {
     "export/amdim_export/openvino_runtime.py",
     "export/triton_server/stand_in.py",  # a process of its own
-    "serving/amdim_serving/engines/silent.py",
+    "serving/amdim_serving/engines/silent_openvino.py",
 }
 
 

@@ -5,6 +5,7 @@ What is scored is the vectors, wherever they come from. Knows no labels and no s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -132,6 +133,8 @@ class OnnxEncoder:
     """An exported model file on ONNX Runtime's CPU provider."""
 
     def __init__(self, path: Path, *, batch: int = 64) -> None:
+        # read while it loads: without it ONNX Runtime (1.32) tells Microsoft how it is used
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
         self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from amdim_clients.contract import INPUT, ModelSpec
 from amdim_serving.engines import EngineInfo
+from amdim_serving.engines.silent_onnxruntime import onnxruntime as ort
 from amdim_serving.errors import EngineError, ProviderError, StartError
 
 _CPU = "CPUExecutionProvider"

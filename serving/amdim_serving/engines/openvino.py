@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from amdim_clients.contract import INPUT, ModelSpec
 from amdim_serving.engines import EngineInfo
-from amdim_serving.engines.silent import core, openvino
+from amdim_serving.engines.silent_openvino import core, openvino
 from amdim_serving.errors import EngineError, ProviderError, StartError
 
 _HINTS = {
