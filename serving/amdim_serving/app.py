@@ -5,7 +5,7 @@ Knows no engine and no process: `server.py` runs it, tests call it in process.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -21,8 +21,6 @@ from amdim_serving.errors import RequestError
 from amdim_serving.gateway import Gateway, package_version
 from amdim_serving.heads import HEAD
 from amdim_serving.routes import embed, kserve, match, openai, page, reload, status
-
-ExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def create_app(deployment: Deployment) -> Edge:

@@ -41,7 +41,6 @@ class BatcherStats:
 
     batches: int = 0
     images: int = 0
-    failed_batches: int = 0
     busy_s: float = 0.0
     last_good: float = field(default_factory=time.monotonic)
     """Monotonic time of the last batch that ran to its end."""
@@ -336,7 +335,6 @@ class Batcher(Generic[BatchT]):
         self.stats.images += images
         self.stats.busy_s += spent_s
         self._pace.done(permits, now)
-        self.stats.failed_batches += failed
         self.stats.last_failed = failed
         if not failed:
             self.stats.last_good = now

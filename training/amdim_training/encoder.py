@@ -17,8 +17,6 @@ from amdim_training.config import EncoderConfig
 from amdim_training.errors import ShapeError
 from amdim_training.products import convolve
 
-LOCAL_GRIDS = (5, 7)
-
 
 class EncoderFeatures(NamedTuple):
     """What one forward pass says of N images, all in one D-dimensional space.
