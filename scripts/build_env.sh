@@ -88,7 +88,7 @@ install() {
     if [[ $name == dev ]]; then
         bash "$root/scripts/install_torch.sh" "$python"
     fi
-    "${pip[@]}" --no-build-isolation --editable "$root[$extras]"
+    "${pip[@]}" --no-build-isolation --editable "${root}[$extras]"
 }
 
 # pip takes back an update that fails, so an environment that stood before is kept.
