@@ -16,6 +16,7 @@ from amdim_training.checkpoint import (
 from amdim_training.config import EncoderConfig
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import CheckpointError
+from amdim_training.pieces import load_pieces, save_pieces, save_pieces_config
 from amdim_training.views import VIEWS
 
 CONFIG = EncoderConfig(image_size=32, width=4, embed_dim=16, depth=2)
@@ -54,8 +55,23 @@ def test_float16_halves_the_file_and_rounds_the_weights(encoder, saved, tmp_path
     assert sizes[0] < 0.6 * sizes[1]
     rounded = load_encoder(small).state_dict()
     for key, value in encoder.state_dict().items():
-        if value.is_floating_point():
-            assert torch.equal(rounded[key], value.half().float())
+        kernel = value.is_floating_point() and value.ndim > 1
+        assert torch.equal(rounded[key], value.half().float() if kernel else value)
+
+
+def test_float16_loses_no_variance_and_no_kernel_beyond_its_range(encoder, tmp_path) -> None:
+    variance = next(one for key, one in encoder.named_buffers() if key.endswith("running_var"))
+    kernel = next(one for one in encoder.parameters() if one.ndim > 1)
+    with torch.no_grad():
+        variance.fill_(1e6)
+        kernel.view(-1)[0] = 1e6
+    small = save_checkpoint(tmp_path / "half", encoder, NORMALIZATION, dtype=torch.float16)
+    save_pieces(tmp_path / "pieces", encoder.state_dict(), "raw")
+    save_pieces_config(tmp_path / "pieces", CONFIG, NORMALIZATION, {})
+    for got in (load_encoder(small), load_pieces(tmp_path / "pieces", "raw").encoder):
+        values = got.state_dict()
+        assert any((one == 1e6).all() for key, one in values.items() if "running_var" in key)
+        assert any((one == 1e6).any() for one in values.values() if one.ndim > 1)
 
 
 def test_an_existing_checkpoint_is_never_overwritten(encoder, saved) -> None:

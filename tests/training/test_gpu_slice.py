@@ -55,7 +55,7 @@ def test_a_slice_takes_in_parts_as_they_come_and_leaves_encoders(
     late.start()
     done = run_script(
         "gpu_slice.py", "--parts", parts, "--resume", checkpoint, "--deadline", 14, "--out", out,
-        "--batch", 16, "--rate", 0.02, "--log-every", 5, "--decay", 0.3, "--no-compile",
+        "--batch", 16, "--rate", 0.005, "--log-every", 5, "--decay", 0.3, "--no-compile",
     )  # fmt: skip
     late.join()
     assert done.returncode == 0, done.stderr

@@ -138,7 +138,7 @@ def save_checkpoint(
         meta: More JSON values for `config.json`.
         state: Tensors a training run needs to go on.
         averaged: The same encoder with averaged weights.
-        dtype: What floating weights are stored as; float16 halves the file.
+        dtype: What floating weights are stored as; float16 halves the file (`as_stored`).
 
     Raises:
         CheckpointError: The folder exists, or the disk refused; what stood there is untouched.
@@ -170,10 +170,20 @@ def save_checkpoint(
 
 
 def _weights(encoder: AmdimEncoder, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-        for key, value in encoder.state_dict().items()
-    }
+    return {key: as_stored(value, dtype) for key, value in encoder.state_dict().items()}
+
+
+def as_stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a tensor on the CPU as files hold it.
+
+    Kernels are of `dtype`. What has one dimension is small and stays as it is, since variances
+    can be beyond float16's range; so does a kernel that `dtype` cannot hold.
+    """
+    value = value.detach().cpu().contiguous()
+    if not value.is_floating_point() or value.ndim < 2:
+        return value
+    stored = value.to(dtype)
+    return stored if torch.isfinite(stored).all() else value
 
 
 def step_folder(run: Path, step: int) -> Path:

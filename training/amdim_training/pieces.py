@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amdim_training.checkpoint import Checkpoint, load_weights
+from amdim_training.checkpoint import Checkpoint, as_stored, load_weights
 from amdim_training.config import EncoderConfig
 from amdim_training.encoder import AmdimEncoder
 from amdim_training.errors import CheckpointError
@@ -37,14 +37,14 @@ def save_pieces(
     groups: list[dict[str, Tensor]] = [{}]
     room = piece_bytes
     for key, value in weights.items():
-        half = value.detach().to("cpu", torch.float16 if value.is_floating_point() else None)
-        size = half.numel() * half.element_size()
+        stored = as_stored(value, torch.float16)
+        size = stored.numel() * stored.element_size()
         if size > piece_bytes:
             raise CheckpointError(f"{key} alone is {size} bytes, a piece at most {piece_bytes}")
         if size > room:
             groups.append({})
             room = piece_bytes
-        groups[-1][key] = half.contiguous()
+        groups[-1][key] = stored
         room -= size
     written: list[Path] = []
     try:
