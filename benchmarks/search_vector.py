@@ -14,6 +14,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -25,13 +26,17 @@ from amdim_training.checkpoint import Checkpoint, load_checkpoint
 from amdim_training.data import ImageSet, load_images
 from amdim_training.knn import knn_accuracy, knn_predict, nearest_neighbors
 from amdim_training.search_vector import (
+    MIRRORED,
     PAIR_LIMIT,
+    PART_WEIGHTS,
     SEARCH_POWER,
     SEARCH_VIEWS,
     SHRINKAGE,
+    ScalesAndSearch,
     encode_for_search,
     fit_to_pairs,
-    search_features,
+    mirror_some,
+    scales_and_search,
     search_widths,
 )
 from amdim_training.views import VIEWS, ViewsConfig, draw_pair
@@ -39,12 +44,25 @@ from amdim_training.whitening import Covariance, fit_whitening
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("tiny train", "caltech train", "tiny", "caltech", "grocery", "iconic")
-PARTS = ("f1", "mean f5", "mean f7", "spread 14", "spread 7")
-SCALES, ALL = PARTS[:3], PARTS
-PAIRS: Mapping[str, ViewsConfig] = {
-    "search views": SEARCH_VIEWS,
-    "training's views": VIEWS["stl10"],
-    "crops alone": dataclasses.replace(SEARCH_VIEWS, jitter_probability=0.0),
+PARTS = ("f1", "mean f5", "spread 14", "spread 7", "layout 14", "layout 30")
+MEAN7 = "mean f7"
+WEIGHTS = {**dict(zip(PARTS, PART_WEIGHTS, strict=True)), MEAN7: 1.0}
+SCALES, SPREADS, LAYOUTS = ("f1", "mean f5", MEAN7), PARTS[2:4], PARTS[4:]
+COMPONENTS = 384
+
+
+class Pairs(NamedTuple):
+    """How the two views of a pair are drawn, and how many mirror each other."""
+
+    views: ViewsConfig
+    mirrored: float
+
+
+PAIRS: Mapping[str, Pairs] = {
+    "search views": Pairs(SEARCH_VIEWS, MIRRORED),
+    "none mirrored": Pairs(SEARCH_VIEWS, 0.0),
+    "training's views": Pairs(VIEWS["stl10"], MIRRORED),
+    "crops alone": Pairs(dataclasses.replace(SEARCH_VIEWS, jitter_probability=0.0), MIRRORED),
 }
 
 Labelled = tuple[Tensor, Tensor]
@@ -64,10 +82,11 @@ def main() -> None:
     images = _images(checkpoint, arguments)
     sets = {name: (_encoded(checkpoint, one), _labels(one)) for name, one in images.items()}
     apart = {
-        name: _apart(checkpoint, images["tiny train"].pixels[:PAIR_LIMIT], views)
-        for name, views in PAIRS.items()
+        name: _apart(checkpoint, images["tiny train"].pixels[:PAIR_LIMIT], pairs)
+        for name, pairs in PAIRS.items()
     }
-    widths = dict(zip(PARTS, search_widths(checkpoint.encoder.config), strict=True))
+    config = checkpoint.encoder.config
+    widths = {**dict(zip(PARTS, search_widths(config), strict=True)), MEAN7: config.embed_dim}
     table = Table("recipe", *COLUMNS, title=f"Search vectors of {arguments.checkpoint}, percent")
     rows = {}
     for name, recipe in recipes(sets["tiny train"][0], apart, widths):
@@ -93,46 +112,60 @@ def recipes(
     def plain(parts: tuple[str, ...]) -> Recipe:
         rows = chosen(parts)
         scale = torch.cat(
-            [features[:, columns[part]].var(0).sum().rsqrt().expand(widths[part]) for part in parts]
+            [
+                (WEIGHTS[part] * features[:, columns[part]].var(0).sum().rsqrt()).expand(
+                    widths[part]
+                )
+                for part in parts
+            ]
         )
-        fitted = fit_whitening(features[:, rows] * scale, 256, power=0.75)
+        fitted = fit_whitening(features[:, rows] * scale, COMPONENTS, power=0.75)
         return lambda x: fitted.apply(x[:, rows] * scale)
 
     def paired(
-        parts: tuple[str, ...] = ALL,
-        views: str = "search views",
-        components: int = 256,
+        parts: tuple[str, ...] = PARTS,
+        pairs: str = "search views",
+        components: int = COMPONENTS,
         shrinkage: float = SHRINKAGE,
         power: float = SEARCH_POWER,
+        weights: Mapping[str, float] = WEIGHTS,
     ) -> Recipe:
         rows = chosen(parts)
         difference = Covariance(len(rows))
-        difference.add(apart[views][:, rows])
+        difference.add(apart[pairs][:, rows])
         fitted = fit_to_pairs(
             features[:, rows],
             difference,
             tuple(widths[part] for part in parts),
             components,
+            weights=[weights[part] for part in parts],
             shrinkage=shrinkage,
             power=power,
         )
         return lambda x: fitted.apply(x[:, rows])
 
-    for part in PARTS:
+    for part in (*PARTS, MEAN7):
         yield part, lambda x, part=part: x[:, columns[part]]  # type: ignore[misc]
-    yield "three scales, plain whitening", plain(SCALES)
-    yield "with spreads, plain whitening", plain(ALL)
-    yield "three scales, pairs", paired(SCALES)
-    yield "f1 and f5 with spreads, pairs", paired(tuple(p for p in ALL if p != "mean f7"))
-    yield "with spreads, pairs: the recipe", paired()
-    for views in PAIRS:
-        if views != "search views":
-            yield f"the recipe, {views}", paired(views=views)
-    for shrinkage in (0.1, 1.0):
+    yield "three scales, plain (versions 1 to 4)", plain(SCALES)
+    earlier = paired((*SCALES, *SPREADS), "none mirrored", shrinkage=0.3)
+    yield "three scales, spreads (versions 5 to 7)", earlier
+    yield "f1, f5", paired(PARTS[:2])
+    yield "f1, f5, spreads", paired(PARTS[:4])
+    yield "f1, f5, layouts", paired((*PARTS[:2], *LAYOUTS))
+    for layout in LAYOUTS:
+        yield f"f1, f5, spreads, {layout}", paired((*PARTS[:4], layout))
+    yield "the recipe", paired()
+    yield "the recipe, f7 too", paired((*PARTS, MEAN7))
+    yield "the recipe, layouts weigh 1 each", paired(weights=dict.fromkeys(PARTS, 1.0))
+    yield "the recipe, plain whitening", plain(PARTS)
+    for pairs in PAIRS:
+        if pairs != "search views":
+            yield f"the recipe, pairs: {pairs}", paired(pairs=pairs)
+    for shrinkage in (0.3, 3.0):
         yield f"the recipe, shrunk {shrinkage}", paired(shrinkage=shrinkage)
     for power in (0.0, 0.75, 1.0):
         yield f"the recipe, power {power}", paired(power=power)
-    for components in (384, 512):
+    for components in (256, 512):
         yield f"the recipe, {components} components", paired(components=components)
 
 
@@ -189,7 +222,12 @@ def _images(checkpoint: Checkpoint, arguments: argparse.Namespace) -> dict[str, 
 
 def _encoded(checkpoint: Checkpoint, images: ImageSet) -> Tensor:
     pixels = torch.from_numpy(images.pixels)
-    return encode_for_search(checkpoint.encoder, pixels, checkpoint.normalization)
+    return _row(encode_for_search(checkpoint.encoder, pixels, checkpoint.normalization))
+
+
+def _row(given: ScalesAndSearch) -> Tensor:
+    """Returns the search features and the mean of f7, (N, F + D)."""
+    return torch.cat([given.search, given.scales.chunk(3, dim=1)[2]], dim=1)
 
 
 def _labels(images: ImageSet) -> Tensor:
@@ -197,15 +235,18 @@ def _labels(images: ImageSet) -> Tensor:
 
 
 @torch.inference_mode()
-def _apart(checkpoint: Checkpoint, pixels: object, views: ViewsConfig) -> Tensor:
+def _apart(checkpoint: Checkpoint, pixels: object, pairs: Pairs) -> Tensor:
     """Returns the features of one view less those of another of each picture."""
-    views = dataclasses.replace(views, normalization=checkpoint.normalization)
+    views = dataclasses.replace(pairs.views, normalization=checkpoint.normalization)
     size = checkpoint.encoder.config.image_size
     generator = torch.Generator().manual_seed(0)
     parts = []
     for chunk in torch.as_tensor(pixels).split(64):
         first, second = draw_pair(chunk, size, views, generator)
-        ours, theirs = (search_features(checkpoint.encoder, view) for view in (first, second))
+        second = mirror_some(second, pairs.mirrored, generator)
+        ours, theirs = (
+            _row(scales_and_search(checkpoint.encoder, view)) for view in (first, second)
+        )
         parts.append(ours - theirs)
     return torch.cat(parts)
 

@@ -6,6 +6,7 @@ Knows no ONNX: plain torch modules in evaluation mode.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,7 @@ def convolution(
     stride: int | tuple[int, ...] = 1,
     padding: int | str | tuple[int, ...] = 0,
     padding_mode: str = "zeros",
+    dilation: int = 1,
 ) -> nn.Conv2d:
     """Returns a convolution with the given float64 weights, rounded to float32 once."""
     out, c_in, height, width = weight.shape
@@ -40,6 +42,7 @@ def convolution(
         (height, width),
         stride,  # type: ignore[arg-type]
         padding,  # type: ignore[arg-type]
+        dilation,
         bias=bias is not None,
         padding_mode=padding_mode,  # type: ignore[arg-type]
     )
@@ -191,6 +194,61 @@ class WindowSpread(nn.Module):
         x = x - x.mean(dim=(2, 3), keepdim=True)
         mean = F.avg_pool2d(x, self.side, self.stride)
         return deviation(F.avg_pool2d(x * x, self.side, self.stride), mean)
+
+
+class MapLayout(nn.Module):
+    """Each channel's means over square tiles of a map (`search_vector.layout`).
+
+    Args:
+        tile: Positions of a tile's side.
+    """
+
+    def __init__(self, tile: int) -> None:
+        super().__init__()
+        self.tile = tile
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, d, d) -> (N, C, d/tile, d/tile) float32."""
+        return F.avg_pool2d(x, self.tile).float()
+
+
+class WindowLayout(nn.Module):
+    """Means over every tile that some window of a larger picture has.
+
+    Only those that windows have: tiles lie `tile` positions apart in a window and windows `stride`
+    apart, so all lie at multiples of what divides both.
+
+    Args:
+        tile: Positions of a tile's side.
+        stride: Positions from one window to the next.
+    """
+
+    def __init__(self, tile: int, stride: int) -> None:
+        super().__init__()
+        self.tile, self.stride = tile, stride
+        self.step = math.gcd(tile, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, h', w') float32, what `tile_convolution` takes."""
+        return F.avg_pool2d(x, self.tile, self.step).float()
+
+
+def tile_convolution(weight: Tensor, layout: nn.Module, grid: int) -> nn.Conv2d:
+    """Returns the layer that applies a projection's columns to the tiles of each window.
+
+    Args:
+        weight: (E, C (grid/tile)^2), columns as `search_vector.layout` orders them.
+        layout: The `WindowLayout` that it follows.
+        grid: Positions of a window's side.
+    """
+    assert isinstance(layout, WindowLayout), "only windows' tiles lie apart"
+    side = grid // layout.tile
+    return convolution(
+        weight.reshape(len(weight), -1, side, side),
+        None,
+        stride=layout.stride // layout.step,
+        dilation=layout.tile // layout.step,
+    )
 
 
 def deviation(square: Tensor, mean: Tensor) -> Tensor:

@@ -15,12 +15,17 @@ from amdim_export.fusion import (
     FusedHead,
     FusedStem,
     FusedUnit,
+    MapLayout,
     MapSpread,
+    WindowLayout,
     WindowSpread,
     convolution,
+    tile_convolution,
 )
 from amdim_export.names import output_shapes
+from amdim_training.config import EncoderConfig
 from amdim_training.encoder import AmdimEncoder, ResidualUnit, Stem
+from amdim_training.search_vector import TILE14, TILE30, search_widths
 from amdim_training.views import Normalization
 from amdim_training.whitening import Whitening
 
@@ -31,15 +36,17 @@ class FeatureMaps(NamedTuple):
     Attributes:
         f1: (N, D, h, w).
         f5: (N, D, h+4, w+4).
-        f7: (N, D, h+6, w+6).
-        pooled: (N, F, h, w): f1 beside the means of f5 and f7 and the spreads of the trunk's maps
-            over each window, the columns of `search_vector.SearchFeatures`.
+        f7: (N, D, h+6, w+6); None for windows, whose search vector has no part of it.
+        pooled: (N, F', h, w): f1 beside the mean of f5 and the spreads of the trunk's maps over
+            each window, the first four of `search_vector.SearchFeatures`.
+        layouts: What the last two of them are made of, by `MapLayout` or `WindowLayout`.
     """
 
     f1: Tensor
     f5: Tensor
-    f7: Tensor
+    f7: Tensor | None
     pooled: Tensor
+    layouts: tuple[Tensor, Tensor]
 
 
 class FusedTrunk(nn.Module):
@@ -79,14 +86,17 @@ class FusedTrunk(nn.Module):
             taps.append(len(layers))
         self.layers = nn.ModuleList(layers)
         self.compute = compute
-        # the last five top-level layers give the maps of 14, 7, 5, 3 and 1 (SPEC.md 1.3)
-        self.tap14, self.tap7, self.tap5 = taps[-5:-2]
+        # the last six top-level layers give the maps of 30, 14, 7, 5, 3 and 1 (SPEC.md 1.3)
+        self.tap30, self.tap14, self.tap7, self.tap5 = taps[-6:-2]
         self.head5 = FusedHead(encoder.head5, 5)
-        self.head7 = FusedHead(encoder.head7, 7)
+        self.head7 = None if windows else FusedHead(encoder.head7, 7)
         self.spread14 = WindowSpread(14, 2) if windows else MapSpread()
         self.spread7 = WindowSpread(7, 1) if windows else MapSpread()
-        for module in (*layers[1:], self.head5, self.head7):
-            module.to(compute)
+        self.layout14 = WindowLayout(TILE14, 2) if windows else MapLayout(TILE14)
+        self.layout30 = WindowLayout(TILE30, 4) if windows else MapLayout(TILE30)
+        for rounded in (*layers[1:], self.head5, self.head7):
+            if rounded is not None:
+                rounded.to(compute)
 
     def forward(self, pixels: Tensor) -> FeatureMaps:
         """Returns the maps of pictures (N, 3, H, W)."""
@@ -96,10 +106,12 @@ class FusedTrunk(nn.Module):
             if count == 1:
                 x = x.to(self.compute)
             maps[count] = x
-        (f5, means5), (f7, means7) = self.head5(maps[self.tap5]), self.head7(maps[self.tap7])
+        f5, means5 = self.head5(maps[self.tap5])
+        f7 = None if self.head7 is None else self.head7(maps[self.tap7])[0].float()
         spreads = self.spread14(maps[self.tap14]), self.spread7(maps[self.tap7])
-        pooled = torch.cat([x.float(), means5.float(), means7.float(), *spreads], dim=1)
-        return FeatureMaps(x.float(), f5.float(), f7.float(), pooled)
+        pooled = torch.cat([x.float(), means5.float(), *spreads], dim=1)
+        layouts = self.layout14(maps[self.tap14]), self.layout30(maps[self.tap30])
+        return FeatureMaps(x.float(), f5.float(), f7, pooled, layouts)
 
 
 class ServingGraph(nn.Module):
@@ -131,17 +143,20 @@ class ServingGraph(nn.Module):
         maps = self.trunk(images.float().permute(0, 3, 1, 2))
         vector = maps.f1.flatten(1)  # (N, D, 1, 1) -> (N, D)
         local5 = maps.f5.permute(0, 2, 3, 1)  # (N, D, 5, 5) -> (N, 5, 5, D)
+        assert maps.f7 is not None
         local7 = maps.f7.permute(0, 2, 3, 1)
         if self.search is None:
             return vector, local5, local7
-        return self.search(maps.pooled.flatten(1)), vector, local5, local7
+        features = torch.cat([part.flatten(1) for part in (maps.pooled, *maps.layouts)], dim=1)
+        return self.search(features), vector, local5, local7
 
 
 class WindowsGraph(nn.Module):
     """`images` (N, H, W, 3) uint8 -> `windows` (N, h, w, E): every S x S window's search vector.
 
     H and W are S plus multiples of S/8, the stride of the windows: h = (H - S) / (S / 8) + 1.
-    Whitening is a 1x1 convolution, the means over a window are average pools.
+    The search vector is a sum of convolutions: 1x1 on what is pooled over a window, and on each
+    map of tiles one whose kernel has the tiles of a window under it.
     """
 
     output_names = ("windows",)
@@ -152,13 +167,25 @@ class WindowsGraph(nn.Module):
         super().__init__()
         self.trunk = FusedTrunk(encoder, normalization, windows=True)
         affine = _affine(whitening)
-        self.search = convolution(affine.weight[:, :, None, None], affine.bias)
+        pooled, *tiles = affine.weight.split(_columns(encoder.config), dim=1)
+        self.search = convolution(pooled[:, :, None, None], affine.bias)
+        self.search14 = tile_convolution(tiles[0], self.trunk.layout14, 14)
+        self.search30 = tile_convolution(tiles[1], self.trunk.layout30, 30)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Returns `windows`."""
         maps = self.trunk(images.float().permute(0, 3, 1, 2))
-        return (self.search(maps.pooled).permute(0, 2, 3, 1),)
+        vectors = self.search(maps.pooled)
+        for search, layout in zip((self.search14, self.search30), maps.layouts, strict=True):
+            vectors = vectors + search(layout)
+        return (vectors.permute(0, 2, 3, 1),)
+
+
+def _columns(config: EncoderConfig) -> tuple[int, int, int]:
+    """Returns how many of the search vector's features are pooled, and how many of each layout."""
+    *pooled, layout14, layout30 = search_widths(config)
+    return sum(pooled), layout14, layout30
 
 
 def _affine(whitening: Whitening) -> nn.Linear:

@@ -26,6 +26,7 @@ from amdim_export.pipeline import Published, encoder_facts
 from amdim_export.qdq import translations
 from amdim_export.quantized_graph import Scheme, calibrate, freeze, quantized, shift_sums
 from amdim_export.repository import publish_version
+from amdim_export.storage import float16_projections
 from amdim_export.to_onnx import to_onnx
 from amdim_export.triton_config import EncoderFacts, encoder_config, int8_config
 from amdim_export.whitening import load_recipe
@@ -182,6 +183,7 @@ def export_graph(graph: ServingGraph, side: int) -> bytes:
         torch.zeros((2, side, side, 3), dtype=torch.uint8),
         output_names=graph.output_names,
         dynamic={0: "N"},
+        halves=float16_projections(graph),
         translations=translations(),
     )
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from amdim_export.errors import GraphError
 from amdim_export.fusion import FusedHead, FusedStem, FusedUnit, deviation
-from amdim_export.graph import ServingGraph
+from amdim_export.graph import FusedTrunk, ServingGraph
 from amdim_export.quantizers import (
     ActivationQuantizer,
     PixelQuantizer,
@@ -25,6 +25,7 @@ from amdim_export.quantizers import (
     QuantizedPool,
 )
 from amdim_training.encoder import Stem
+from amdim_training.search_vector import TILE14, TILE30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class QuantizedUnit(nn.Module):
         self.hidden = None if keep_float else ActivationQuantizer(unsigned=not scheme.signed)
         self.carried = _conv(unit.carried, keep_float)
         self.fresh = None if unit.fresh is None else _conv(unit.fresh, keep_float)
+        fresh = 0 if unit.fresh is None else unit.fresh.out_channels
+        self.channels = unit.carried.out_channels + fresh
         self.register_buffer("shortcut_scale", unit.shortcut_scale)
         self.leave = ActivationQuantizer(unsigned=not scheme.signed)
         # kernels that add in place round the pooled shortcut: said here, so that training sees it
@@ -182,7 +185,10 @@ def quantized(graph: ServingGraph, scheme: Scheme) -> ServingGraph:
             trunk.layers[index] = QuantizedTop(layer)
     trunk.add_module("spread14", QuantizedSpread())
     trunk.add_module("spread7", QuantizedSpread())
-    for name, head in (("head5", trunk.head5), ("head7", trunk.head7)):
+    if not scheme.signed:
+        trunk.add_module("layout14", QuantizedPool(_channels(trunk, trunk.tap14), TILE14, TILE14))
+        trunk.add_module("layout30", QuantizedPool(_channels(trunk, trunk.tap30), TILE30, TILE30))
+    for name, head in _heads(trunk):
         if name not in kept:
             trunk.add_module(name, QuantizedHead(head, scheme))
     return graph
@@ -220,10 +226,21 @@ def shift_sums(graph: ServingGraph, pixels: Tensor, *, batch_size: int = 64) -> 
         scale = after.shortcut_scale
         _add_to_bias(after.carried, low if scale is None else low * scale.flatten())
     layers, number = list(trunk.layers), {id(unit): n for n, unit in enumerate(units)}
-    for tap, head in ((trunk.tap5, trunk.head5), (trunk.tap7, trunk.head7)):
+    for tap, (_, head) in zip((trunk.tap5, trunk.tap7), _heads(trunk), strict=True):
         low = lows[number[id(layers[tap - 1])]]
         for conv in (head.conv1, head.shortcut):
             _add_to_bias(conv, _response(conv, low))
+    if graph.search is not None:
+        maps = [lows[number[id(layers[tap - 1])]] for tap in (trunk.tap14, trunk.tap30)]
+        _shift_layouts(graph.search, maps, [(14 // TILE14) ** 2, (30 // TILE30) ** 2])
+
+
+def _shift_layouts(search: nn.Linear, lows: list[Tensor], tiles: list[int]) -> None:
+    """Adds to a projection's bias what its last columns, the layouts, make of each map's low."""
+    widths = [len(low) * count for low, count in zip(lows, tiles, strict=True)]
+    columns = search.weight[:, -sum(widths) :].split(widths, dim=1)
+    for weight, low, count in zip(columns, lows, tiles, strict=True):
+        search.bias.data += weight.unflatten(1, (len(low), count)).sum(dim=2) @ low
 
 
 def freeze(graph: nn.Module) -> None:
@@ -277,6 +294,17 @@ def _add_to_bias(conv: nn.Conv2d, values: Tensor) -> None:
 def _mean(x: Tensor) -> Tensor:
     # reduced, not pooled: OpenVINO 2026.4 rounds what a pool makes of uint8 back to uint8
     return x.mean(dim=(2, 3), keepdim=True)
+
+
+def _heads(trunk: FusedTrunk) -> list[tuple[str, FusedHead]]:
+    assert trunk.head7 is not None, "only the graph of windows goes without"
+    return [("head5", trunk.head5), ("head7", trunk.head7)]
+
+
+def _channels(trunk: FusedTrunk, tap: int) -> int:
+    layer = trunk.layers[tap - 1]
+    assert isinstance(layer, QuantizedUnit), "a layout is of what a unit makes"
+    return layer.channels
 
 
 def _pool(unit: FusedUnit, scheme: Scheme) -> nn.Module:

@@ -1,8 +1,8 @@
 """Weights stored at half width: rounded in torch first, so that the graph can be certified.
 
 Only the large convolutions are rounded. The stem holds pixel statistics (its weights are too
-small for float16's range) and the whitening divides by small variances, so both stay float32, as
-do all biases. Knows no checkpoint and no repository.
+small for float16's range) and stays float32, as do all biases. The search vector's projection was
+rounded when it was fitted; one that was not stays float32. Knows no checkpoint and no repository.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from torch import nn
 from amdim_export.errors import GraphError
 from amdim_export.fusion import FusedStem
 
+_SEARCH = "search"
+"""What the modules of a graph that are the search vector's projection begin with."""
+
 
 def round_weights(graph: nn.Module) -> frozenset[str]:
     """Rounds a graph's large weights to float16 in place and returns their names.
@@ -23,9 +26,9 @@ def round_weights(graph: nn.Module) -> frozenset[str]:
         GraphError: A weight is beyond float16's range.
     """
     kept = {id(stem.conv) for stem in graph.modules() if isinstance(stem, FusedStem)}
-    names = set()
+    names = set(float16_projections(graph))
     for name, module in graph.named_modules():
-        if not isinstance(module, nn.Conv2d) or id(module) in kept or name == "search":
+        if not isinstance(module, nn.Conv2d) or id(module) in kept or name.startswith(_SEARCH):
             continue
         rounded = module.weight.data.half()
         if not torch.isfinite(rounded).all():
@@ -33,6 +36,17 @@ def round_weights(graph: nn.Module) -> frozenset[str]:
         module.weight.data = rounded.float()
         names.add(f"{name}.weight")
     return frozenset(names)
+
+
+def float16_projections(graph: nn.Module) -> frozenset[str]:
+    """Returns the names of a search vector's weights where all are float16 values already."""
+    return frozenset(
+        f"{name}.weight"
+        for name, module in graph.named_modules()
+        if name.startswith(_SEARCH)
+        and isinstance(module, nn.Conv2d | nn.Linear)
+        and torch.equal(module.weight.data.half().float(), module.weight.data)
+    )
 
 
 def store_as_float16(model: onnx.ModelProto, names: frozenset[str]) -> onnx.ModelProto:

@@ -18,6 +18,8 @@ from amdim_export.quantize import QuantizeOptions, export_graph, quantized_graph
 from amdim_export.quantized_graph import Scheme, calibrate, quantized, shift_sums
 from amdim_export.quantizers import ActivationQuantizer, QuantizedPool
 from amdim_export.runtime import OnnxEncoder
+from amdim_training.search_vector import search_widths
+from amdim_training.whitening import Whitening
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +29,12 @@ def _pixels(pictures, side: int) -> torch.Tensor:
 
 
 def _graph(checkpoint) -> ServingGraph:
+    width = sum(search_widths(checkpoint.encoder.config))
+    generator = torch.Generator().manual_seed(5)
+    projection = torch.randn(16, width, generator=generator) / width**0.5
+    search = Whitening(torch.randn(width, generator=generator), projection.half().float())
     with torch.no_grad():
-        return ServingGraph(checkpoint.encoder, checkpoint.normalization)
+        return ServingGraph(checkpoint.encoder, checkpoint.normalization, search)
 
 
 def _run(graph: ServingGraph, pixels: torch.Tensor) -> dict[str, np.ndarray]:
@@ -94,6 +100,7 @@ def test_a_part_may_stay_in_float(graph, pixels):
     names = {tensor.name for tensor in model.graph.initializer}
     assert "trunk.head5.conv1.weight_int8" in names
     assert "trunk.head7.conv1.weight" in names
+    assert "search.weight.fp16" in names  # as it was fitted; it stays in float
     assert {f"trunk.layers.{n}.conv1.weight" for n in (1, 6)} < names
     assert "trunk.layers.0.conv.weight" in names
     unknown = QuantizeOptions(keep_float=frozenset({"head9"}))
@@ -114,8 +121,8 @@ def test_the_file_is_symmetric_and_holds_int8_weights(exported):
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     weights = [name for name in arrays if name.endswith("weight_int8")]
     # the stem, all units but the last, their pools (two are alike), what they widen by, the last
-    # unit's first, heads
-    assert len(weights) == 1 + 5 * 2 + 4 + 3 + 1 + 2 * 3
+    # unit's first, heads, the layouts' pools
+    assert len(weights) == 1 + 5 * 2 + 4 + 3 + 1 + 2 * 3 + 2
     assert all(arrays[name].dtype == np.int8 for name in weights)
     zeros = {
         bool(np.any(arrays[node.input[2]]))
@@ -132,7 +139,7 @@ def test_pools_are_convolutions_for_cpus_and_pools_for_tensorrt(exported):
         )
         for target, (_, file) in exported.items()
     }
-    assert pools == {"openvino": 0, "tensorrt": 5}
+    assert pools == {"openvino": 0, "tensorrt": 7}
 
 
 @pytest.mark.parametrize(("side", "stride"), [(4, 2), (3, 1)])

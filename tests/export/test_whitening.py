@@ -67,7 +67,7 @@ def test_fit_of_another_recipe_is_refused(make_checkpoint, pictures):
     checkpoint = make_checkpoint()
     recipe = fit_recipe(checkpoint, [pictures], components=8)
     save_recipe(checkpoint.path, dataclasses.replace(recipe, version=4))
-    with pytest.raises(ExportError, match="recipe version 4, not 5: give --fit-on"):
+    with pytest.raises(ExportError, match="recipe version 4, not 6: give --fit-on"):
         load_recipe(checkpoint.path)
 
 

@@ -137,8 +137,9 @@ class AmdimEncoder(nn.Module):
     def activations(self, images: Tensor) -> dict[int, Tensor]:
         """Returns trunk activations by grid.
 
-        Those of 7 and 5 are (N, C, d, d), what the heads take; that of 14 is what the block before
-        them takes, (N, C/2, 14, 14); that of 1 is (N, D, 1, 1).
+        Those of 7 and 5 are (N, C, d, d), what the heads take; those of 14 and 30 are what the
+        two blocks before them take, (N, C/2, 14, 14) and (N, C/4, 30, 30); that of 1 is
+        (N, D, 1, 1).
 
         Raises:
             ShapeError: `images` is not (N, 3, S, S) with the encoder's S.
@@ -150,7 +151,9 @@ class AmdimEncoder(nn.Module):
         x = images
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            if index == self._tap7 - 2:  # before the last strided block and the norm
+            if index == self._tap7 - 3:
+                taps[30] = x
+            elif index == self._tap7 - 2:  # before the last strided block and the norm
                 taps[14] = x
             elif index == self._tap7:
                 taps[7] = x

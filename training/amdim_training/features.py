@@ -111,10 +111,9 @@ class TorchEncoder:
 
     def encode(self, pixels: Pixels) -> Vectors:
         """Returns the vectors of (N, S, S, 3) uint8 pictures."""
-        features = encode_for_search(
+        scales, features = encode_for_search(
             self.encoder, torch.from_numpy(pixels), self.normalization, batch=self._batch
         )
-        scales = features[:, : 3 * self.encoder.config.embed_dim]
         return Vectors(scales, None if self._whitening is None else self._whitening.apply(features))
 
     def fit(self, pixels: Pixels, components: int) -> bool:

@@ -29,14 +29,14 @@ def online_knn(
     encoder.eval()
     try:
         gallery_pixels = torch.from_numpy(gallery.pixels)
-        gallery_features = encode_for_search(encoder, gallery_pixels, normalization)
-        query_features = encode_for_search(encoder, torch.from_numpy(queries.pixels), normalization)
+        found = encode_for_search(encoder, gallery_pixels, normalization)
+        asked = encode_for_search(encoder, torch.from_numpy(queries.pixels), normalization)
         whitening = fit_search_vector(
             encoder,
             gallery_pixels,
             normalization,
             min(EMBEDDING_COMPONENTS, len(gallery) - 1),
-            features=gallery_features,
+            features=found.search,
             pairs=PAIRS,
         )
     finally:
@@ -46,12 +46,12 @@ def online_knn(
     dim = encoder.config.embed_dim
     return {
         "knn_global": knn_accuracy(
-            gallery_features[:, :dim], gallery_labels, query_features[:, :dim], query_labels
+            found.scales[:, :dim], gallery_labels, asked.scales[:, :dim], query_labels
         ),
         "knn_embedding": knn_accuracy(
-            whitening.apply(gallery_features),
+            whitening.apply(found.search),
             gallery_labels,
-            whitening.apply(query_features),
+            whitening.apply(asked.search),
             query_labels,
         ),
     }
