@@ -135,6 +135,13 @@ def test_projection_is_what_files_hold() -> None:
     assert torch.equal(fitted.projection.half().float(), fitted.projection)
 
 
+def test_projection_of_tiny_features_is_finite() -> None:
+    tiny = 1e-7 * torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    fitted = fit_to_pairs(tiny, of(0.1 * tiny), (6,), 4)
+    assert fitted.projection.abs().max() > 65_504  # more than float16 holds
+    assert torch.isfinite(fitted.apply(tiny)).all()
+
+
 def test_what_tells_views_apart_counts_less() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2000, 4, generator=generator)

@@ -245,7 +245,10 @@ def fit_to_pairs(
     whitener = (axes * variances.rsqrt()) @ axes.T @ basis * scale
     projection = strongest_axes(whitener @ covariance @ whitener.T, count, power) @ whitener
     # to the float16 values that files hold, so that storing it changes nothing
-    return Whitening(total.mean().float(), projection.half().float().contiguous())
+    rounded = projection.half().float()
+    if not torch.isfinite(rounded).all():  # features too small for that: it is stored whole
+        rounded = projection.float()
+    return Whitening(total.mean().float(), rounded.contiguous())
 
 
 @torch.inference_mode()
