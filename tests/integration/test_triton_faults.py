@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.slow]
 TIMEOUT_S = 1.0  # of a batch
 ANSWERED_WITHIN_S = 5.0
 RECOVERED_WITHIN_S = 8.0
-# What gRPC needs before the first batch: settings, window updates, headers.
+# What gRPC needs before the first batch: settings, window updates, headers. Less than an answer.
 HANDSHAKE_BYTES = 2_000
 
 
@@ -131,12 +131,17 @@ class FaultyLink:
                 raise EOFError
             if self.fault == "hang":
                 continue  # the connection stays, and nothing comes
-            # counted together: an answer may come in pieces that are each as short as a handshake
-            passed = passed + len(data) if self.fault == "cut" and is_answer else 0
-            if passed > HANDSHAKE_BYTES:
-                writer.write(data[: len(data) // 2])
-                await writer.drain()
-                raise EOFError
+            # Counted together, and no byte beyond: an answer may come in pieces as short as a
+            # handshake, and half of a piece may hold a whole one.
+            room = HANDSHAKE_BYTES - passed
+            if self.fault == "cut" and is_answer:
+                passed += len(data)
+                if len(data) > room:
+                    writer.write(data[:room])
+                    await writer.drain()
+                    raise EOFError
+            else:
+                passed = 0
             writer.write(data)
             await writer.drain()
 
