@@ -22,7 +22,7 @@ from amdim_clients.embedders import LocalEmbedder, open_local_encoder
 from amdim_clients.fields import Box
 from amdim_clients.images import load_rgb
 from amdim_clients.matching import score_map
-from amdim_clients.regions import CONTEXT, square_around
+from amdim_clients.regions import CONTEXT, CONTEXTS, square_around
 from amdim_clients.searching import BEST_WINDOWS
 from amdim_clients.window_embedders import LocalWindowEmbedder, open_local_windows
 from amdim_clients.window_rows import PictureWindows, WindowPlan
@@ -45,7 +45,8 @@ PLANS = (
     WindowPlan((1.0, 1.5, 2.0, 3.0), 8),
 )
 DEFAULT = WindowPlan()
-CONTEXTS = (1.0, CONTEXT, 1.7)  # the side of the square that is cut out, over the box's longer one
+# The side of the square that is cut out, over the box's longer one; of several, the mean vector.
+ASKED = ((1.0,), *((context,) for context in CONTEXTS), CONTEXTS)
 POOLING = f"best {BEST_WINDOWS}"
 
 
@@ -111,14 +112,18 @@ def regions(models: Models, data: Path) -> Rows:
     )
     rows: Rows = {"chance": {"mAP": float(chance.mean())}}
     crops = models.wholes(files)
-    asked: dict[float, Floats] = {}
-    by_crops: dict[float, Floats] = {}
-    for context in CONTEXTS:
-        cuts = [_cut(files, query, context) for query in queries]
-        by_crops[context] = _maps(models.wholes(cuts) @ crops.T, queries, holding)
-        rows[f"centre crop, context {context:g}"] = {"mAP": float(by_crops[context].mean())}
-        squares = models.parts(cuts, PLANS[0])
-        asked[context] = np.stack([one.vectors[0].astype(np.float32) for one in squares])
+    asked: dict[str, Floats] = {}
+    by_crops: dict[str, Floats] = {}
+    cuts = {c: [_cut(files, query, c) for query in queries] for (c,) in ASKED[:-1]}
+    for contexts in ASKED:
+        name = _and(contexts)
+        whole = [models.wholes(cuts[context]) for context in contexts]
+        by_crops[name] = _maps(_mean(whole) @ crops.T, queries, holding)
+        rows[f"centre crop, context {name}"] = {"mAP": float(by_crops[name].mean())}
+        squares = [models.parts(cuts[context], PLANS[0]) for context in contexts]
+        asked[name] = _mean(
+            [np.stack([one.vectors[0].astype(np.float32) for one in found]) for found in squares]
+        )
     grids = models.grids(files, DEFAULT.scales)
     for plan in PLANS:
         parts = [plan.keep([(g, v) for g, v in found if g.scale in plan.scales]) for found in grids]
@@ -131,18 +136,16 @@ def regions(models: Models, data: Path) -> Rows:
                     lift = _lift(found_maps, by_crops[context], chance)
             row["pointing"], row["at random"] = _pointing(vectors, parts, queries, holding, boxes)
             row |= lift
-            rows[f"{_plan_name(plan)}, context {context:g}"] = row
+            rows[f"{_plan_name(plan)}, context {context}"] = row
         if plan == DEFAULT:
-            cosines = _pooled(asked[CONTEXT], parts)[POOLING]
+            cosines = _pooled(asked[_and(CONTEXTS)], parts)[POOLING]
             trained = _trained_scores(models, files, queries)
             both = {
                 "windows, then global to local": reranked(cosines, trained, 30),
-                "global to local alone": trained,
+                f"global to local alone, context {CONTEXT:g}": trained,
             }
             for name, table in both.items():
-                rows[f"{name}, context {CONTEXT:g}"] = {
-                    "mAP": float(_maps(table, queries, holding).mean())
-                }
+                rows[name] = {"mAP": float(_maps(table, queries, holding).mean())}
     return rows
 
 
@@ -270,6 +273,16 @@ def _boxes(pack: Any) -> list[list[tuple[int, Box]]]:
         ]
         for categories, found, width, height in rows
     ]
+
+
+def _mean(vectors: Sequence[Floats]) -> Floats:
+    total = np.sum(vectors, axis=0)
+    unit: Floats = total / np.linalg.norm(total, axis=1, keepdims=True)
+    return unit
+
+
+def _and(contexts: Sequence[float]) -> str:
+    return " and ".join(f"{context:g}" for context in contexts)
 
 
 def _plan_name(plan: WindowPlan) -> str:

@@ -21,7 +21,7 @@ from amdim_clients.errors import EngineError, ImageError, IndexStoreError, Sourc
 from amdim_clients.fields import Box
 from amdim_clients.inputs import ImageFailure
 from amdim_clients.neighbors import FloatArray, NeighborIndex, Neighbors
-from amdim_clients.regions import cut_region
+from amdim_clients.regions import cut_squares
 from amdim_clients.walk import read_keys
 from amdim_clients.window_embedders import WindowEmbedder
 from amdim_clients.window_rows import PictureWindows, WindowPlan
@@ -30,6 +30,9 @@ from amdim_clients.window_rows import PictureWindows, WindowPlan
 BEST_WINDOWS: Final = 3
 # How much of "not like these" is taken off "like these": measured by benchmarks/search.py.
 UNLIKE: Final = 0.2
+# So many of the pictures that are nearest as wholes are put in order by their parts as well, which
+# finds more of the same things: measured by benchmarks/search.py.
+COMPARED_BY_PARTS: Final = 30
 # Pictures whose windows are all compared, for each one asked for, and at least.
 _CANDIDATES: Final = 4
 _LEAST_CANDIDATES: Final = 50
@@ -42,11 +45,22 @@ class Answer:
     """One picture that was found."""
 
     key: str
-    score: float  # cosine of the whole picture, or mean cosine of its best windows
+    # Cosine of the whole picture, or its mean with that of its parts (`parts_score`), or the mean
+    # cosine of its best windows.
+    score: float
     box: Box | None = None  # the window nearest to the query
     scale: float | None = None
     boxes: FloatArray | None = None  # (n, 4) all windows
     cosines: FloatArray | None = None  # (n,) of each with the query
+
+
+@dataclass(frozen=True)
+class Sought:
+    """A whole picture as a query."""
+
+    vector: FloatArray  # (E,)
+    # (n, E) of its coarse windows, of length 1; None where the index holds no windows
+    parts: npt.NDArray[np.floating] | None = None
 
 
 def read_query(image: str) -> bytes:
@@ -61,8 +75,8 @@ def read_query(image: str) -> bytes:
     return found[image]
 
 
-def embed_picture(data: bytes, embedder: Embedder, index: NeighborIndex) -> FloatArray:
-    """The (E,) vector of a whole picture, as the index holds them.
+def embed_picture(data: bytes, embedder: Embedder, index: NeighborIndex) -> Sought:
+    """A whole picture, as the index holds them.
 
     Raises:
         ImageError: The bytes are not a usable picture.
@@ -71,7 +85,9 @@ def embed_picture(data: bytes, embedder: Embedder, index: NeighborIndex) -> Floa
     output = index.space.output
     index.space.check(embedder.origin.space(output))
     found = _embed_one(data, embedder)
-    return np.asarray(found.whole) if isinstance(found, PictureWindows) else found[output]
+    if isinstance(found, PictureWindows):
+        return Sought(np.asarray(found.whole), found.coarse)
+    return Sought(found[output])
 
 
 def embed_region(
@@ -79,21 +95,25 @@ def embed_region(
 ) -> FloatArray:
     """The (E,) vector of a part of a picture, as the index holds windows.
 
+    It is the mean of the vectors of two squares, with a little and with more of what is around.
+
     Raises:
         RegionError: It is no rectangle inside the picture.
         ImageError: The bytes are not a usable picture.
         DigestMismatchError: The embedder's vectors are of another space than the index.
     """
     index.space.check(embedder.origin.space(index.space.output))
-    found = _embed_one(cut_region(data, region), embedder.with_plan(_REGION_PLAN))
-    if not isinstance(found, PictureWindows):
-        raise EngineError("the model gives no windows")
-    vector: FloatArray = found.vectors[0].astype(np.float32)
-    return vector
+    vectors = []
+    for square in cut_squares(data, region):
+        found = _embed_one(square, embedder.with_plan(_REGION_PLAN))
+        if not isinstance(found, PictureWindows):
+            raise EngineError("the model gives no windows")
+        vectors.append(found.vectors[0].astype(np.float32))
+    return combine(vectors)
 
 
-def stored_vector(image: str, index: NeighborIndex) -> FloatArray | None:
-    """The vector an index holds of a picture, None where it has none or the file has changed."""
+def stored_picture(image: str, index: NeighborIndex) -> Sought | None:
+    """A picture as an index holds it, None where it does not or the file has changed."""
     key = image if "#" in image else str(Path(image).resolve())
     row = next((row for row in index.rows(key) if row.key == key), None)
     if row is None:
@@ -101,7 +121,8 @@ def stored_vector(image: str, index: NeighborIndex) -> FloatArray | None:
     data = read_keys([key]).get(key)
     if data is not None and hashlib.sha256(data).hexdigest() != row.content_hash:
         return None
-    return index.vectors([key]).get(key)
+    vector, windows = index.vectors([key]).get(key), index.windows([key]).get(key)
+    return None if vector is None else Sought(vector, None if windows is None else windows.coarse)
 
 
 def combine(likes: Sequence[FloatArray], unlikes: Sequence[FloatArray] = ()) -> FloatArray:
@@ -140,26 +161,36 @@ def find_neighbors(
         ImageError: The bytes are not a usable picture.
         DigestMismatchError: The embedder's vectors are of another space than the index.
     """
-    query = embed_picture(data, embedder, index)
+    query = embed_picture(data, embedder, index).vector
     (found,) = index.search(query[None], count, space=index.space, exact=exact, where=where)
     return found
 
 
 def find_pictures(
-    query: FloatArray,
+    query: Sought,
     index: NeighborIndex,
     *,
     count: int,
     exact: bool = False,
     where: Sequence[Condition] = (),
 ) -> list[Answer]:
-    """The pictures nearest to a vector as wholes, and where each is nearest to it."""
-    (found,) = index.search(query[None], count, space=index.space, exact=exact, where=where)
+    """The pictures nearest to one as wholes, and where each is nearest to it.
+
+    With parts in the query and windows in the index, the nearest few are put in order by how well
+    their parts agree too.
+    """
+    vector, parts = query.vector, query.parts
+    wanted = count if parts is None else max(count, COMPARED_BY_PARTS)
+    (found,) = index.search(vector[None], wanted, space=index.space, exact=exact, where=where)
     windows = index.windows(found.keys)
-    return [
-        _answer(key, float(score), query, windows.get(key))
-        for key, score in zip(found.keys, found.scores, strict=True)
-    ]
+    answers = []
+    for key, cosine in zip(found.keys, found.scores, strict=True):
+        score, stored = float(cosine), windows.get(key)
+        if parts is not None and stored is not None:
+            score = (score + parts_score(stored.vectors, parts)) / 2
+        answers.append(_answer(key, score, vector, stored))
+    answers.sort(key=lambda answer: -answer.score)  # stable: equal ones as they were found
+    return answers[:count]
 
 
 def find_windows(
@@ -182,6 +213,17 @@ def find_windows(
     ]
     answers.sort(key=lambda answer: (-answer.score, answer.key))
     return answers[:count]
+
+
+def parts_score(vectors: npt.NDArray[np.floating], parts: npt.NDArray[np.floating]) -> float:
+    """How well a picture holds the parts of another: the mean of each one's best cosine.
+
+    Args:
+        vectors: (n, E) of length 1, its windows.
+        parts: (m, E) of length 1.
+    """
+    cosines = parts.astype(np.float32) @ vectors.astype(np.float32).T
+    return float(cosines.max(axis=1).mean())
 
 
 def pooled_score(vectors: npt.NDArray[np.floating], query: FloatArray) -> float:

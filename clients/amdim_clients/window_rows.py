@@ -46,6 +46,13 @@ class PictureWindows:
     def __len__(self) -> int:
         return len(self.scales)
 
+    @property
+    def coarse(self) -> npt.NDArray[np.float16]:
+        """(m, E) the vectors of those that tell of the whole picture."""
+        coarse = self.scales <= max(self.scales.min(), _MEAN_UP_TO)
+        vectors: npt.NDArray[np.float16] = self.vectors[coarse]
+        return vectors
+
 
 @dataclass(frozen=True)
 class WindowPlan:

@@ -17,14 +17,16 @@ from amdim_clients.images import load_rgb
 from amdim_clients.indexing import update_index
 from amdim_clients.inputs import ImageFailure
 from amdim_clients.lance_index import create_index
-from amdim_clients.regions import cut_region, parse_region, square_around
+from amdim_clients.regions import cut_region, cut_squares, parse_region, square_around
 from amdim_clients.searching import (
+    Sought,
     combine,
     embed_picture,
     embed_region,
     find_pictures,
     find_windows,
-    stored_vector,
+    parts_score,
+    stored_picture,
 )
 from amdim_clients.window_embedders import RemoteWindowEmbedder
 from amdim_clients.window_rows import WINDOW_MEAN, PictureWindows, WindowPlan, choose_plan
@@ -101,11 +103,15 @@ def test_a_whole_picture_is_the_mean_of_its_coarse_windows(
             means.append(mean / np.linalg.norm(mean))
     assert len(means) == 2
     total = np.sum(means, axis=0)
-    stored = stored_vector(key, index)
+    stored = stored_picture(key, index)
     assert stored is not None
-    np.testing.assert_allclose(stored, total / np.linalg.norm(total), atol=1e-5)
+    np.testing.assert_allclose(stored.vector, total / np.linalg.norm(total), atol=1e-5)
     query = embed_picture((scene_folder / "05.png").read_bytes(), window_embedder, index)
-    np.testing.assert_allclose(query, stored, atol=1e-3)
+    np.testing.assert_allclose(query.vector, stored.vector, atol=1e-3)
+    assert query.parts is not None
+    assert stored.parts is not None
+    windows = index.windows([key])[key]
+    assert len(query.parts) == len(stored.parts) == np.sum(windows.scales <= 1.5) < len(windows)
     answer = find_pictures(query, index, count=3)[0]
     assert answer.key == key
     assert answer.score == pytest.approx(1, abs=1e-3)
@@ -136,12 +142,47 @@ def test_stored_vector_is_used_only_while_the_file_is_the_same(
 ):
     update(scene_folder, window_embedder, index)
     path = scene_folder / "04.png"
-    assert stored_vector(str(path), index) is not None
-    assert stored_vector(str(scene_folder / "none.png"), index) is None
+    assert stored_picture(str(path), index) is not None
+    assert stored_picture(str(scene_folder / "none.png"), index) is None
     path.write_bytes(saved(noise(600, (320, 240))))
-    assert stored_vector(str(path), index) is None
+    assert stored_picture(str(path), index) is None
     path.unlink()
-    assert stored_vector(str(path), index) is not None
+    assert stored_picture(str(path), index) is not None
+
+
+def test_parts_that_agree_move_a_picture_up(scene_folder, window_embedder, index):
+    update(scene_folder, window_embedder, index)
+    query = stored_picture(str(scene_folder / "05.png"), index)
+    assert query is not None
+    whole = find_pictures(Sought(query.vector), index, count=12)
+    assert all(answer.score == pytest.approx(cosine(query, answer, index)) for answer in whole)
+    # parts of another picture: it rises from wherever it was
+    last = whole[-1].key
+    parts = index.windows([last])[last].coarse
+    found = find_pictures(Sought(query.vector, parts), index, count=12)
+    assert {answer.key for answer in found} == {answer.key for answer in whole}
+    for answer in found:
+        windows = index.windows([answer.key])[answer.key].vectors
+        both = (cosine(query, answer, index) + parts_score(windows, parts)) / 2
+        assert answer.score == pytest.approx(both)
+    keys = [answer.key for answer in found]
+    assert keys.index(last) < 11
+    assert [answer.score for answer in found] == sorted((a.score for a in found), reverse=True)
+    # however few are asked for, as many are compared
+    (first,) = find_pictures(Sought(query.vector, parts), index, count=1)
+    assert first.key == keys[0]
+
+
+def cosine(query, answer, index):
+    return float(query.vector @ index.vectors([answer.key])[answer.key])
+
+
+def test_a_picture_holds_its_own_parts():
+    vectors = np.random.default_rng(0).normal(size=(9, 6))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert parts_score(vectors, vectors[:4]) == pytest.approx(1, abs=1e-6)
+    best = (vectors[:4] @ vectors[4:].T).max(axis=1)
+    assert parts_score(vectors[4:], vectors[:4]) == pytest.approx(best.mean(), abs=1e-6)
 
 
 def test_several_pictures_make_one_query():
@@ -179,6 +220,24 @@ def test_regions_are_cut_square_with_a_little_around_them():
     assert load_rgb(cut_region(data, (0.1, 0.1, 0.3, 0.5))).size == (48, 48)
     with pytest.raises(RegionError, match="draw a larger one"):
         cut_region(data, (0.1, 0.1, 0.11, 0.11))
+
+
+def test_a_region_is_sought_with_a_little_and_with_more_around_it(
+    scene_folder, window_embedder, index
+):
+    data = (scene_folder / "03.png").read_bytes()
+    region = (0.5, 0.4, 0.7, 0.7)
+    squares = cut_squares(data, region)
+    assert [load_rgb(square).size for square in squares] == [(86, 86), (122, 122)]
+    vectors = [
+        windows.vectors[0].astype(np.float32)
+        for windows in window_embedder.with_plan(WindowPlan((1.0,), 1)).embed(
+            [window_embedder.with_plan(WindowPlan((1.0,), 1)).prepare(s) for s in squares]
+        )
+    ]
+    query = embed_region(data, region, window_embedder, index)
+    np.testing.assert_allclose(query, combine(vectors), atol=1e-5)
+    assert len(cut_squares(data, (0, 0, 1, 1))) == 1  # there is no more around it
 
 
 def test_plans_come_from_options_or_from_the_index():

@@ -19,7 +19,7 @@ from amdim_clients.lance_tables import window_rows
 from amdim_clients.pipeline import Record
 from amdim_clients.qdrant_index import connect, open_or_create_qdrant, open_qdrant
 from amdim_clients.qdrant_points import window_points
-from amdim_clients.searching import find_pictures, find_windows
+from amdim_clients.searching import Sought, find_pictures, find_windows
 from amdim_clients.space import VectorSpace
 from amdim_clients.stores import failures_file, open_store, stored_plan
 from amdim_clients.window_rows import PictureWindows, WindowPlan
@@ -136,8 +136,14 @@ def test_all_stores_give_back_what_they_hold(stores):
 
 
 def test_answers_are_the_same_from_all_stores(stores):
-    for find in (find_pictures, find_windows):
-        right, *others = [find(queries()[0], store, count=6) for store in stores]
+    whole = Sought(queries()[0])
+    in_parts = Sought(queries()[0], queries())
+    for found in (
+        [find_pictures(whole, store, count=6) for store in stores],
+        [find_pictures(in_parts, store, count=6) for store in stores],
+        [find_windows(whole.vector, store, count=6) for store in stores],
+    ):
+        right, *others = found
         for mine in others:
             assert [answer.key for answer in mine] == [answer.key for answer in right]
             assert [answer.box for answer in mine] == [answer.box for answer in right]

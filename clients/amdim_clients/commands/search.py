@@ -9,7 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from amdim_clients.answers import QueryPicture
-    from amdim_clients.neighbors import FloatArray, NeighborIndex
+    from amdim_clients.neighbors import NeighborIndex
+    from amdim_clients.searching import Sought
 
 
 def search(
@@ -69,7 +70,7 @@ def search(
     from amdim_clients import answers as shown
     from amdim_clients.conditions import parse_conditions
     from amdim_clients.regions import parse_region
-    from amdim_clients.searching import combine, find_pictures, find_windows
+    from amdim_clients.searching import Sought, combine, find_pictures, find_windows
     from amdim_clients.sheet import save_sheet
     from amdim_clients.stores import open_store
 
@@ -83,13 +84,16 @@ def search(
         *(shown.QueryPicture(image, None, unlike=True) for image in unlike or []),
     ]
     place = {"url": url, "api_key": api_key, "repository": repository, "model": model}
-    vectors = _query_vectors(queries, store, place)
-    query = combine(
-        [vector for q, vector in zip(queries, vectors, strict=True) if not q.unlike],
-        [vector for q, vector in zip(queries, vectors, strict=True) if q.unlike],
-    )
-    find = find_pictures if box is None else find_windows
-    found = find(query, store, count=k, exact=exact, where=conditions)
+    sought = _sought(queries, store, place)
+    query, *others = sought
+    if others:
+        likes = [one.vector for q, one in zip(queries, sought, strict=True) if not q.unlike]
+        unlikes = [one.vector for q, one in zip(queries, sought, strict=True) if q.unlike]
+        query = Sought(combine(likes, unlikes))
+    if box is None:
+        found = find_pictures(query, store, count=k, exact=exact, where=conditions)
+    else:
+        found = find_windows(query.vector, store, count=k, exact=exact, where=conditions)
     if sheet is not None or html is not None:
         drawn = shown.with_data(queries)
         if sheet is not None:
@@ -110,17 +114,23 @@ def search(
     typer.echo(shown.document(queries, store.space, documents))
 
 
-def _query_vectors(
+def _sought(
     queries: list[QueryPicture], store: NeighborIndex, place: dict[str, Any]
-) -> list[FloatArray]:
-    """A vector for each picture of the query; no model is opened for those the index holds."""
+) -> list[Sought]:
+    """Each picture of the query; no model is opened for those that the index holds."""
     from amdim_clients.commands.opening import open_embedder
-    from amdim_clients.searching import embed_picture, embed_region, read_query, stored_vector
+    from amdim_clients.searching import (
+        Sought,
+        embed_picture,
+        embed_region,
+        read_query,
+        stored_picture,
+    )
     from amdim_clients.window_embedders import as_window_embedder
 
-    known = {q.name: stored_vector(q.name, store) if q.region is None else None for q in queries}
-    if all(vector is not None for vector in known.values()):
-        return [vector for q in queries if (vector := known[q.name]) is not None]
+    known = {q.name: stored_picture(q.name, store) if q.region is None else None for q in queries}
+    if all(one is not None for one in known.values()):
+        return [one for q in queries if (one := known[q.name]) is not None]
     datas = {q.name: read_query(q.name) for q in queries if known[q.name] is None}
     # A gateway names the encoder whose windows it gives; here they are another model.
     if place["model"] is None and place["url"] is None and store.plan is None:
@@ -131,12 +141,13 @@ def _query_vectors(
         normalize=store.space.normalized,
         plan=store.plan,
     ) as embedder:
-        vectors = []
+        sought = []
         for q in queries:
-            vector = known[q.name]
-            if vector is None and q.region is not None:
-                vector = embed_region(datas[q.name], q.region, as_window_embedder(embedder), store)
-            elif vector is None:
-                vector = embed_picture(datas[q.name], embedder, store)
-            vectors.append(vector)
-        return vectors
+            one = known[q.name]
+            if one is None and q.region is not None:
+                windows = as_window_embedder(embedder)
+                one = Sought(embed_region(datas[q.name], q.region, windows, store))
+            elif one is None:
+                one = embed_picture(datas[q.name], embedder, store)
+            sought.append(one)
+        return sought

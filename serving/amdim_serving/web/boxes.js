@@ -98,13 +98,14 @@ function spoken([x0, y0, x1, y1]) {
 }
 
 /**
- * The smallest square, in pixels, around a box, moved into the picture where it sticks out: the
- * encoder sees squares, and a box cut to one would lose its ends.
+ * A square, in pixels, around a box, moved into the picture where it sticks out: the encoder sees
+ * squares, and a box cut to one would lose its ends.
  *
+ * @param {number} context - the square's side over the box's longer one
  * @returns {number[]} box in 0..1
  */
-export function squareAround([x0, y0, x1, y1], width, height) {
-  const side = Math.max((x1 - x0) * width, (y1 - y0) * height);
+export function squareAround([x0, y0, x1, y1], width, height, context = 1) {
+  const side = Math.max((x1 - x0) * width, (y1 - y0) * height) * context;
   const w = Math.min(side, width);
   const h = Math.min(side, height);
   const left = clamp(((x0 + x1) * width - w) / 2, 0, width - w);

@@ -6,9 +6,10 @@
 
 import { squareAround } from "./boxes.js";
 import { halfValues } from "./codec.js";
-import { bestWindow, cosines, ranked } from "./similarity.js";
+import { bestWindow, cosines, meanDirection, ranked } from "./similarity.js";
 
 const WINDOWS = { outputs: "windows", dtype: "float16", scales: "1,1.5,2" };
+const CONTEXTS = [1.2, 1.7]; // cut out, over the box: as amdim_clients.regions does
 const PICTURES = 4; // in one request: each answer is some 100 kB
 const CANDIDATES = 96; // that /match is asked about, nearest first
 const REQUESTS = 2;
@@ -53,20 +54,25 @@ async function byWindows(server, collection, query, box, { signal, progress }) {
   return found;
 }
 
-/** The vector of a box, cut out square at full size. */
+/** The vector of a box: the mean of squares with a little and with more around it, at full size. */
 async function embedBox(server, file, box, signal) {
   const full = await createImageBitmap(file);
-  const square = squareAround(box, full.width, full.height);
+  const cuts = await Promise.all(CONTEXTS.map((context) => cutSquare(full, box, context)));
+  full.close();
+  const { data } = await server.embed(cuts, { signal });
+  const failed = data.find(({ error }) => error);
+  if (failed) throw new Error(`The box cannot be embedded: ${failed.error.message}`);
+  return meanDirection(data.map((entry) => Object.values(entry).find((it) => it?.data).data));
+}
+
+function cutSquare(full, box, context) {
+  const square = squareAround(box, full.width, full.height, context);
   const [x, y] = [square[0] * full.width, square[1] * full.height].map(Math.round);
   const width = Math.max(2, Math.round((square[2] - square[0]) * full.width));
   const height = Math.max(2, Math.round((square[3] - square[1]) * full.height));
   const canvas = new OffscreenCanvas(width, height);
   canvas.getContext("2d").drawImage(full, -x, -y);
-  full.close();
-  const cut = await canvas.convertToBlob({ type: "image/png" }); // no loss
-  const { data } = await server.embed([cut], { signal });
-  if (data[0].error) throw new Error(`The box cannot be embedded: ${data[0].error.message}`);
-  return Object.values(data[0]).find((output) => output?.data).data;
+  return canvas.convertToBlob({ type: "image/png" }); // no loss
 }
 
 /** Asks for the windows of every picture that has none yet; kept for the next box. */

@@ -43,3 +43,15 @@ export function bestWindow(query, windows, halves) {
   }
   return { score, index };
 }
+
+/**
+ * The mean of unit vectors, at unit length.
+ *
+ * @param {Float32Array[]} vectors - at least one
+ * @returns {Float32Array}
+ */
+export function meanDirection(vectors) {
+  const sum = Float32Array.from(vectors[0], (_, i) => vectors.reduce((to, v) => to + v[i], 0));
+  const length = Math.hypot(...sum);
+  return sum.map((value) => value / length);
+}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from amdim_clients.regions import square_around
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -95,14 +97,26 @@ def test_best_window_and_its_box(call):
 
 
 @pytest.mark.parametrize(
-    ("box", "size", "square"),
+    ("box", "size", "context", "square"),
     [
-        ([0.25, 0.25, 0.75, 0.75], (100, 100), [0.25, 0.25, 0.75, 0.75]),
-        ([0.4, 0.0, 0.6, 1.0], (200, 100), [0.25, 0.0, 0.75, 1.0]),
-        ([0.0, 0.0, 0.1, 0.5], (200, 100), [0.0, 0.0, 0.25, 0.5]),  # pushed back inside
-        ([0.0, 0.0, 1.0, 0.5], (200, 100), [0.0, 0.0, 1.0, 1.0]),  # as square as there is room
+        ([0.25, 0.25, 0.75, 0.75], (100, 100), 1, [0.25, 0.25, 0.75, 0.75]),
+        ([0.4, 0.0, 0.6, 1.0], (200, 100), 1, [0.25, 0.0, 0.75, 1.0]),
+        ([0.0, 0.0, 0.1, 0.5], (200, 100), 1, [0.0, 0.0, 0.25, 0.5]),  # pushed back inside
+        ([0.0, 0.0, 1.0, 0.5], (200, 100), 1, [0.0, 0.0, 1.0, 1.0]),  # as square as there is room
+        ([0.4, 0.4, 0.6, 0.6], (100, 100), 1.5, [0.35, 0.35, 0.65, 0.65]),  # with what is around
     ],
 )
-def test_boxes_are_cut_out_square(call, box, size, square):
-    body = "return m.squareAround(given.box, ...given.size)"
-    assert call("boxes", body, {"box": box, "size": size}) == pytest.approx(square)
+def test_boxes_are_cut_out_square(call, box, size, context, square):
+    body = "return m.squareAround(given.box, ...given.size, given.context)"
+    given = {"box": box, "size": size, "context": context}
+    assert call("boxes", body, given) == pytest.approx(square)
+    width, height = size
+    if context > 1:
+        assert square_around(tuple(box), width, height, context=context) == pytest.approx(square)
+
+
+def test_the_mean_of_unit_vectors_is_one(call):
+    body = "return [...m.meanDirection(given.map((v) => Float32Array.from(v)))]"
+    assert call("similarity", body, [[1, 0, 0], [0, 1, 0]]) == pytest.approx(
+        [0.5**0.5, 0.5**0.5, 0]
+    )

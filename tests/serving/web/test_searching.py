@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from amdim_clients.regions import cut_squares
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -93,19 +95,6 @@ def test_box_finds_the_part_in_other_pictures(filled, vectors, good, served):
     assert shown == pytest.approx([100 * value for value in place], abs=0.01)
 
 
-def cut_square(path, box):
-    """The square around a box of a landscape picture, as PNG."""
-    with Image.open(path) as image:
-        (x0, y0, x1, y1), (width, height) = box, image.size
-        side = max((x1 - x0) * width, (y1 - y0) * height)
-        left = min(max((x0 + x1) * width / 2 - side / 2, 0), width - side)
-        top = min(max((y0 + y1) * height / 2 - side / 2, 0), height - side)
-        left, top, side = round(left), round(top), round(side)
-        buffer = io.BytesIO()
-        image.crop((left, top, left + side, top + side)).save(buffer, "PNG")
-        return buffer.getvalue()
-
-
 def test_box_is_sought_among_windows_where_the_server_has_them(
     visit, running_server, windows_repository, photos, good
 ):
@@ -117,7 +106,7 @@ def test_box_is_sought_among_windows_where_the_server_has_them(
         visitor.drop(photos)
         visitor.wait_until_embedded(len(good))
         visitor.tile("06.jpg").click()
-        draw(page, (0.1, 0.1, 0.8, 0.9))
+        draw(page, (0.3, 0.3, 0.5, 0.7))
         box = drawn_box(page)
         page.get_by_role("button", name="Search this box").click()
         page.get_by_text("by the nearest window of each").wait_for()
@@ -125,9 +114,14 @@ def test_box_is_sought_among_windows_where_the_server_has_them(
         files = [("images", (path.name, path.read_bytes())) for path in good]
         options = {"outputs": "windows", "scales": "1,1.5,2", "encoding_format": "float"}
         answer = httpx.post(f"{server.url}/embed", files=files, params=options).raise_for_status()
-        query = cut_square(next(path for path in good if path.name == "06.jpg"), box)
-        body = httpx.post(f"{server.url}/embed", content=query).json()
-        vector = np.array(body["data"][0]["embedding"])
+        query = next(path for path in good if path.name == "06.jpg").read_bytes()
+        bodies = [
+            httpx.post(f"{server.url}/embed", content=square).json()
+            for square in cut_squares(query, tuple(box))
+        ]
+        assert len(bodies) == 2  # with a little and with more of what is around
+        vector = np.mean([body["data"][0]["embedding"] for body in bodies], axis=0)
+        vector /= np.linalg.norm(vector)
         scores = {
             entry["id"]: max(np.max(np.array(grid["data"]) @ vector) for grid in entry["windows"])
             for entry in answer.json()["data"]
