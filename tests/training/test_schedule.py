@@ -25,3 +25,10 @@ def test_linear_stays_flat_and_then_falls_towards_zero() -> None:
 def test_constant_never_falls() -> None:
     config = OptimConfig(warmup_steps=0, schedule="constant", learning_rate=1.0)
     assert learning_rate(config, 99, 100, 1) == 1.0
+
+
+def test_cosine_falls_from_the_end_of_the_warm_up_to_zero() -> None:
+    config = OptimConfig(warmup_steps=20, schedule="cosine", learning_rate=1.0)
+    rates = [learning_rate(config, step, 100, 10) for step in (0, 9, 19, 20, 60, 99)]
+    assert rates == pytest.approx([0.05, 0.5, 1.0, 1.0, 0.5, 0.00038547], rel=1e-4)
+    assert learning_rate(config, 100, 100, 10) == 0.0

@@ -146,8 +146,9 @@ class OptimConfig:
     steps: int = 0
     """Updates in all; 0 says that `epochs` decides."""
     epochs: int = 300
-    schedule: Literal["milestones", "linear", "constant"] = "milestones"
-    """After warm-up: x`milestone_factor` at `milestones`, or linear to zero at the end, or flat."""
+    schedule: Literal["milestones", "linear", "cosine", "constant"] = "milestones"
+    """After warm-up: x`milestone_factor` at `milestones`, linear to zero over the end of the run,
+    half a cosine to zero over all of it, or flat."""
     milestones: tuple[int, ...] = (250, 280)
     """Epochs; a milestone m takes effect from epoch m + 1 on, as the reference's does."""
     milestone_factor: float = 0.2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from amdim_training.config import OptimConfig
 
 
@@ -26,4 +28,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: i
     if config.schedule == "linear":
         falling = max(1, round(steps * config.decay_fraction))
         return float(rate * min(1.0, (steps - step) / falling))
+    if config.schedule == "cosine":
+        done = max(0, step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        return float(rate * (1 + math.cos(math.pi * min(1.0, done))) / 2)
     return rate
