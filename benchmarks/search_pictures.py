@@ -14,7 +14,7 @@ from search_quality import DEFAULT, Floats, Models, Rows, average_precision, rer
 
 from amdim_clients.duplicates import near_pairs
 from amdim_clients.images import load_rgb
-from amdim_clients.searching import COMPARED_BY_PARTS, UNLIKE, parts_score, pooled_score
+from amdim_clients.searching import COMPARED, UNLIKE, parts_score, pooled_score, shrunk_mean
 from amdim_clients.window_rows import PictureWindows
 
 
@@ -34,21 +34,28 @@ def pictures(models: Models, data: Path, caltech: int) -> Rows:
     mean = np.stack([np.asarray(part.whole) for part in thinned])
     vectors = {
         "centre crop": crop,
+        "centre crop, less common": _less_common(crop),
         "mean of windows": mean,
+        "mean of windows, less common": _less_common(mean),
         "crop + mean": crop + mean,
     }
     scores = {name: _unit(v) @ _unit(v).T for name, v in vectors.items()}
-    best = np.array([[pooled_score(p.vectors, q) for p in thinned] for q in mean])
-    scores["best windows"] = best
-    scores["mean, then parts"] = _by_parts(scores["mean of windows"], thinned)
-    place = np.ix_(natural, iconic)
+    scores["best windows"] = np.array(
+        [[pooled_score(p.vectors, q) for p in thinned] for q in mean], np.float32
+    )
+    parts = _parts(thinned)
+    own, place = np.ix_(natural, natural), np.ix_(natural, iconic)
     for name, table in scores.items():
-        own = table[np.ix_(natural, natural)].copy()
-        np.fill_diagonal(own, -np.inf)
-        rows[name] = {
-            **_ranks("natural", own, labels[natural], labels[natural], leave=1),
-            **_ranks("iconic", table[place], labels[natural], labels[iconic]),
-        }
+        found = {"natural": table[own], "iconic": table[place]}
+        rows[name] = _natural_and_iconic(found, labels[natural], labels[iconic])
+        if name.startswith("mean of windows"):
+            found = {
+                "natural": _by_parts(table[own], parts[own]),
+                "iconic": _by_parts(table[place], parts[place]),
+            }
+            rows[f"{name}, then parts"] = _natural_and_iconic(
+                found, labels[natural], labels[iconic]
+            )
     rows["mean of windows"]["not like the wrong one"] = _unlike(
         mean[natural], labels[natural], UNLIKE
     )
@@ -58,20 +65,47 @@ def pictures(models: Models, data: Path, caltech: int) -> Rows:
     files, labels = [files[at] for at in chosen], labels[chosen]
     crop, thinned = models.wholes(files), models.parts(files, DEFAULT)
     mean = np.stack([np.asarray(part.whole) for part in thinned])
-    tables = {"centre crop": crop @ crop.T, "mean of windows": mean @ mean.T}
-    tables["mean, then parts"] = _by_parts(tables["mean of windows"], thinned)
+    tables = {}
+    for name, whole in (("centre crop", crop), ("mean of windows", mean)):
+        tables[name] = whole @ whole.T
+        less = _less_common(whole)
+        tables[f"{name}, less common"] = less @ less.T
+        if name == "mean of windows":
+            parts = _parts(thinned)
+            tables[f"{name}, then parts"] = _by_parts(tables[name], parts)
+            tables[f"{name}, less common, then parts"] = _by_parts(less @ less.T, parts)
     for name, table in tables.items():
         np.fill_diagonal(table, -np.inf)
         rows[name].update(_ranks("caltech", table, labels, labels, leave=1))
     return rows
 
 
-def _by_parts(cosines: Floats, windows: Sequence[PictureWindows]) -> Floats:
+def _less_common(vectors: Floats) -> Floats:
+    return _unit(vectors - shrunk_mean(vectors, len(vectors)))
+
+
+def _parts(windows: Sequence[PictureWindows]) -> Floats:
+    """(N, N) how well each picture's parts are found in each."""
+    scores = [[parts_score(p.vectors, asked.coarse) for p in windows] for asked in windows]
+    return np.array(scores, np.float32)
+
+
+def _by_parts(cosines: Floats, parts: Floats) -> Floats:
     """The nearest as wholes in the order that a search gives them, the rest behind them."""
-    table = cosines.copy()
-    np.fill_diagonal(table, 2)  # the query itself is among those compared, as in an index
-    parts = np.array([[parts_score(p.vectors, asked.coarse) for p in windows] for asked in windows])
-    return reranked(table, (cosines + parts) / 2, COMPARED_BY_PARTS)
+    first = cosines.copy()
+    if first.shape[0] == first.shape[1]:
+        np.fill_diagonal(first, 2)  # the query is among those compared, as in an index
+    both: Floats = (cosines + parts) / np.float32(2)
+    return reranked(first, both, COMPARED)
+
+
+def _natural_and_iconic(found: dict[str, Floats], natural: Any, iconic: Any) -> dict[str, float]:
+    own = found["natural"].copy()
+    np.fill_diagonal(own, -np.inf)
+    return {
+        **_ranks("natural", own, natural, natural, leave=1),
+        **_ranks("iconic", found["iconic"], natural, iconic),
+    }
 
 
 def duplicates(models: Models, data: Path, photos: int) -> Rows:

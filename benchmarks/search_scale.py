@@ -21,6 +21,7 @@ from search_quality import Models, Rows
 from amdim_clients.indexing import update_index
 from amdim_clients.lance_index import create_index
 from amdim_clients.pipeline import Record, embed_sources
+from amdim_clients.searching import Sought, find_pictures
 from amdim_clients.space import VectorSpace
 from amdim_clients.walk import ImageSource, walk_images
 from amdim_clients.window_rows import PictureWindows, WindowPlan
@@ -84,12 +85,14 @@ def _one_size(size: int) -> dict[str, float]:
         exactly = [
             _seconds(index.search, q[None], 10, space=space, exact=True) for q in queries[:20]
         ]
+        pictures = [_seconds(find_pictures, Sought(q), index, count=10) for q in queries[:20]]
         taken = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return {
             "recall@10": float(np.mean(shared)),
             "p50 ms": 1000 * float(np.median(latency)),
             "p99 ms": 1000 * float(np.quantile(latency, 0.99)),
             "exact p50 ms": 1000 * float(np.median(exactly)),
+            "find_pictures p50 ms": 1000 * float(np.median(pictures)),
             "bytes a picture": taken / size,
             "add s": added - started,
             "tune s": tuned - added,

@@ -16,7 +16,7 @@ from amdim_clients.keys import is_below
 from amdim_clients.neighbors import FloatArray, Neighbors, StoredRow, WindowNeighbors
 from amdim_clients.pipeline import Record
 from amdim_clients.space import VectorSpace
-from amdim_clients.store_rows import as_cosines
+from amdim_clients.store_rows import as_cosines, spread
 from amdim_clients.window_rows import NO_WINDOWS, PictureWindows, WindowPlan
 
 
@@ -64,6 +64,12 @@ class ExactIndex:
     def vectors(self, keys: Iterable[str]) -> Mapping[str, FloatArray]:
         """The vectors of some pictures."""
         return {key: self._rows[key].vector for key in keys if key in self._rows}
+
+    def sample(self, count: int) -> FloatArray:
+        """The vectors of so many pictures at most, evenly in order of insertion."""
+        rows = list(self._rows.values())
+        found = [rows[at].vector for at in spread(count, len(rows))]
+        return np.array(found, np.float32).reshape(-1, self.space.dim)
 
     def windows(self, keys: Iterable[str]) -> Mapping[str, PictureWindows]:
         """All windows of some pictures."""

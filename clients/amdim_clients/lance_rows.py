@@ -42,6 +42,7 @@ from amdim_clients.store_rows import (
     counting,
     leftovers,
     nearest_counting,
+    spread,
 )
 from amdim_clients.window_rows import NO_WINDOWS, PictureWindows, WindowPlan
 
@@ -135,6 +136,14 @@ class LanceIndex:
         return {
             path: PictureWindows(scales[at], boxes[at], vectors[at]) for path, at in places.items()
         }
+
+    def sample(self, count: int) -> FloatArray:
+        """The vectors of so many pictures at most, evenly in the order they are stored in."""
+        with told(self.place):
+            offsets = spread(count, self._images.count_rows())
+            rows = self._images.take_offsets(offsets).select([VECTOR]).to_arrow()
+        vectors: FloatArray = matrix(rows[VECTOR], self.space.dim)
+        return vectors
 
     def add(
         self,

@@ -79,6 +79,9 @@ class NeighborIndex(Protocol):
     def vectors(self, keys: Iterable[str]) -> Mapping[str, FloatArray]:
         """The (E,) vectors of some pictures; unknown keys are left out."""
 
+    def sample(self, count: int) -> FloatArray:
+        """(n, E) of so many pictures at most, spread over the index; the same ones each time."""
+
     def windows(self, keys: Iterable[str]) -> Mapping[str, PictureWindows]:
         """All windows of some pictures; those without are left out."""
 

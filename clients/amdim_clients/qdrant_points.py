@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -82,6 +83,12 @@ class QdrantIndex:
         """The vectors of some pictures."""
         found = self._having("path", keys, ["path"], vectors=True)
         return {p.payload["path"]: np.asarray(p.vector, np.float32) for p in found}
+
+    def sample(self, count: int) -> FloatArray:
+        """The vectors of so many pictures at most: the first by id, a hash of the key."""
+        points = islice(self._scroll(self._name, None, False, vectors=True), count)
+        found = [point.vector for point in points]
+        return np.array(found, np.float32).reshape(-1, self.space.dim)
 
     def windows(self, keys: Iterable[str]) -> Mapping[str, PictureWindows]:
         """All windows of some pictures."""

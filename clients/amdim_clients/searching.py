@@ -28,11 +28,16 @@ from amdim_clients.window_rows import PictureWindows, WindowPlan
 
 # A picture's score is the mean of its best windows: measured by benchmarks/search.py.
 BEST_WINDOWS: Final = 3
+# What the pictures of a collection have in common says nothing of one of them, and finds the wrong
+# ones: it is taken off query and answers. The mean of so many tells it; that of a few pictures
+# holds too much of each. Measured by benchmarks/search.py.
+_SAMPLE: Final = 1024
+_FEW: Final = 50
 # How much of "not like these" is taken off "like these": measured by benchmarks/search.py.
 UNLIKE: Final = 0.2
 # So many of the pictures that are nearest as wholes are put in order by their parts as well, which
 # finds more of the same things: measured by benchmarks/search.py.
-COMPARED_BY_PARTS: Final = 30
+COMPARED: Final = 30
 # Pictures whose windows are all compared, for each one asked for, and at least.
 _CANDIDATES: Final = 4
 _LEAST_CANDIDATES: Final = 50
@@ -45,8 +50,8 @@ class Answer:
     """One picture that was found."""
 
     key: str
-    # Cosine of the whole picture, or its mean with that of its parts (`parts_score`), or the mean
-    # cosine of its best windows.
+    # A cosine: of the whole picture less what its collection has in common, or the mean of that
+    # and the one of its parts (`parts_score`), or the mean of its best windows.
     score: float
     box: Box | None = None  # the window nearest to the query
     scale: float | None = None
@@ -147,7 +152,7 @@ def find_neighbors(
     exact: bool = False,
     where: Sequence[Condition] = (),
 ) -> Neighbors:
-    """The pictures of an index nearest to a picture.
+    """The pictures of an index nearest to a picture, as `find_pictures` has them.
 
     Args:
         data: A whole file.
@@ -161,9 +166,26 @@ def find_neighbors(
         ImageError: The bytes are not a usable picture.
         DigestMismatchError: The embedder's vectors are of another space than the index.
     """
-    query = embed_picture(data, embedder, index).vector
-    (found,) = index.search(query[None], count, space=index.space, exact=exact, where=where)
-    return found
+    query = embed_picture(data, embedder, index)
+    answers = find_pictures(query, index, count=count, exact=exact, where=where)
+    scores = np.array([answer.score for answer in answers], np.float32)
+    return Neighbors(tuple(answer.key for answer in answers), scores)
+
+
+def in_common(index: NeighborIndex) -> FloatArray:
+    """(E,) what the pictures of an index have in common: about their mean, zeros where none are."""
+    return shrunk_mean(index.sample(_SAMPLE), len(index))
+
+
+def shrunk_mean(vectors: FloatArray, count: int) -> FloatArray:
+    """(E,) the mean of some of so many vectors, the nearer to zero the fewer these are.
+
+    Args:
+        vectors: (n, E), zero or more.
+        count: Of all that they stand for.
+    """
+    mean: FloatArray = vectors.sum(axis=0) / max(1, len(vectors))
+    return mean * np.float32(count / (count + _FEW))
 
 
 def find_pictures(
@@ -174,21 +196,23 @@ def find_pictures(
     exact: bool = False,
     where: Sequence[Condition] = (),
 ) -> list[Answer]:
-    """The pictures nearest to one as wholes, and where each is nearest to it.
+    """The pictures most like one as wholes, and where each is nearest to it.
 
-    With parts in the query and windows in the index, the nearest few are put in order by how well
-    their parts agree too.
+    Both are compared less what the collection has in common. With parts in the query and windows
+    in the index, the nearest few are put in order by how well their parts agree too.
     """
-    vector, parts = query.vector, query.parts
-    wanted = count if parts is None else max(count, COMPARED_BY_PARTS)
+    common = in_common(index)
+    wanted, vector = max(count, COMPARED), _unit(query.vector - common)
     (found,) = index.search(vector[None], wanted, space=index.space, exact=exact, where=where)
-    windows = index.windows(found.keys)
+    vectors, windows = index.vectors(found.keys), index.windows(found.keys)
     answers = []
-    for key, cosine in zip(found.keys, found.scores, strict=True):
-        score, stored = float(cosine), windows.get(key)
-        if parts is not None and stored is not None:
-            score = (score + parts_score(stored.vectors, parts)) / 2
-        answers.append(_answer(key, score, vector, stored))
+    for key in found.keys:
+        if key not in vectors:
+            continue  # removed meanwhile
+        score, parts = float(_unit(vectors[key] - common) @ vector), windows.get(key)
+        if query.parts is not None and parts is not None:
+            score = (score + parts_score(parts.vectors, query.parts)) / 2
+        answers.append(_answer(key, score, query.vector, parts))
     answers.sort(key=lambda answer: -answer.score)  # stable: equal ones as they were found
     return answers[:count]
 

@@ -43,6 +43,11 @@ def window_counts(
     return [None] * pictures if windows is None else [len(each) for each in windows]
 
 
+def spread(count: int, total: int) -> list[int]:
+    """So many positions at most, evenly from the first of a total to the last."""
+    return [int(at) for at in np.linspace(0, total - 1, min(count, total))]
+
+
 def counting(owners: Iterable[Owner], contents: Mapping[str, str]) -> list[int]:
     """Positions of the windows that count.
 

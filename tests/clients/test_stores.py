@@ -19,7 +19,7 @@ from amdim_clients.lance_tables import window_rows
 from amdim_clients.pipeline import Record
 from amdim_clients.qdrant_index import connect, open_or_create_qdrant, open_qdrant
 from amdim_clients.qdrant_points import window_points
-from amdim_clients.searching import Sought, find_pictures, find_windows
+from amdim_clients.searching import Sought, find_pictures, find_windows, in_common
 from amdim_clients.space import VectorSpace
 from amdim_clients.stores import failures_file, open_store, stored_plan
 from amdim_clients.window_rows import PictureWindows, WindowPlan
@@ -149,6 +149,46 @@ def test_answers_are_the_same_from_all_stores(stores):
             assert [answer.box for answer in mine] == [answer.box for answer in right]
             assert mine[0].cosines is not None
             assert mine[0].score == pytest.approx(right[0].score, abs=2e-3)
+
+
+def test_all_stores_give_a_sample_of_themselves(stores):
+    oracle, *others = stores
+    right = sorted(oracle.sample(1000).tolist())
+    assert len(right) == len(oracle)
+    for store in others:
+        np.testing.assert_allclose(sorted(store.sample(1000).tolist()), right, atol=1e-6)
+        held = {tuple(vector) for vector in store.sample(1000).tolist()}
+        some = store.sample(7)
+        assert some.shape == (7, 12)
+        assert {tuple(vector) for vector in some.tolist()} <= held
+        np.testing.assert_array_equal(store.sample(7), some)
+
+
+def test_what_a_collection_has_in_common_is_taken_off(stores):
+    for store in stores:
+        common = in_common(store)
+        mean = store.sample(1000).mean(axis=0)
+        np.testing.assert_allclose(common, mean * (len(store) / (len(store) + 50)), atol=1e-5)
+        query = queries()[0] - common
+        held = {row.key: store.vectors([row.key])[row.key] - common for row in store.rows("/")}
+        scores = {
+            key: float(query @ vector / np.linalg.norm(query) / np.linalg.norm(vector))
+            for key, vector in held.items()
+        }
+        answers = find_pictures(Sought(queries()[0]), store, count=len(store))
+        assert [a.key for a in answers] == sorted(scores, key=lambda key: -scores[key])
+        assert [a.score for a in answers] == pytest.approx(sorted(scores.values())[::-1], abs=1e-5)
+
+
+def test_an_empty_index_has_nothing_in_common_and_no_answers(tmp_path, qdrant):
+    for store in (
+        ExactIndex(SPACE),
+        open_or_create_index(tmp_path / "empty", SPACE),
+        open_or_create_qdrant(qdrant, "empty", SPACE),
+    ):
+        assert store.sample(5).shape == (0, 12)
+        assert not in_common(store).any()
+        assert find_pictures(Sought(queries()[0]), store, count=3) == []
 
 
 def test_other_spaces_and_other_windows_are_refused_everywhere(stores, tmp_path, qdrant):

@@ -10,7 +10,7 @@ import { Inspector } from "./inspector.js";
 import { fromInput, sorted, watchIntake } from "./intake.js";
 import { PictureMap } from "./map.js";
 import { searchRegion } from "./region.js";
-import { cosines, ranked } from "./similarity.js";
+import { likeness, ranked } from "./similarity.js";
 import { Status } from "./status.js";
 import { Thumbnails } from "./thumbnails.js";
 import { fromFile, toFile } from "./vector_file.js";
@@ -118,10 +118,10 @@ function choose(picture, { compare }) {
   inspector.show(picture);
   map.mark(picture);
   const { ready } = collection;
-  const scores = cosines(collection.matrix, collection.vector(picture), ready.length);
+  const scores = likeness(collection.matrix, collection.vector(picture), ready.length);
   grid.showRanked(ranked(scores).map((row) => ({ picture: ready[row], score: scores[row] })));
   grid.mark(picture);
-  title("Alike", `by the cosine with ${picture.name}, most alike first`);
+  title("Alike", `by what they share with ${picture.name} beyond what all share, most alike first`);
   announce(`${count(ready.length, "picture")}, most like ${picture.name} first.`);
 }
 

@@ -2,7 +2,7 @@
 // points lie comes from the worker; what is drawn comes from the collection.
 
 import { $, announce, count } from "./dom.js";
-import { cosines, ranked } from "./similarity.js";
+import { likeness, ranked } from "./similarity.js";
 
 const RINGED = 8; // neighbours that are tied to the chosen picture
 const ZOOM = 1.25;
@@ -122,7 +122,7 @@ export class PictureMap {
 
   #tie(chosen, accent) {
     const { collection, context } = this;
-    const scores = cosines(this.#matrix, collection.vector(this.#chosen), this.#pictures.length);
+    const scores = likeness(this.#matrix, collection.vector(this.#chosen), this.#pictures.length);
     context.strokeStyle = accent;
     context.lineWidth = 1.5;
     context.beginPath();

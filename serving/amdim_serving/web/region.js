@@ -6,7 +6,7 @@
 
 import { squareAround } from "./boxes.js";
 import { halfValues } from "./codec.js";
-import { bestWindow, cosines, meanDirection, ranked } from "./similarity.js";
+import { bestWindow, likeness, meanDirection, ranked } from "./similarity.js";
 
 const WINDOWS = { outputs: "windows", dtype: "float16", scales: "1,1.5,2" };
 const CONTEXTS = [1.2, 1.7]; // cut out, over the box: as amdim_clients.regions does
@@ -117,7 +117,7 @@ export function bestOf(scales, vector) {
 }
 
 async function byMaps(server, collection, query, box, { signal, progress }) {
-  const scores = cosines(collection.matrix, collection.vector(query), collection.rows.length);
+  const scores = likeness(collection.matrix, collection.vector(query), collection.rows.length);
   const { ready } = collection;
   const nearest = ranked(scores).map((row) => ready[row]).filter(({ file }) => file);
   const candidates = nearest.slice(0, CANDIDATES);

@@ -1,5 +1,7 @@
 // Cosines of unit vectors, and the order they give. Plain loops over typed arrays.
 
+const FEW = 50; // pictures, whose mean holds too much of each
+
 /**
  * The cosine of one vector with every row.
  *
@@ -17,6 +19,34 @@ export function cosines(matrix, query, rows) {
     found[row] = sum;
   }
   return found;
+}
+
+/**
+ * How alike one vector and every row are, less what all rows have in common: cosines of what is
+ * left when their mean, the nearer to zero the fewer there are, is taken off, as
+ * amdim_clients.searching does.
+ *
+ * @param {Float32Array} matrix - rows of `query.length`, unit length
+ * @param {Float32Array} query - unit length
+ * @param {number} rows
+ * @returns {Float32Array}
+ */
+export function likeness(matrix, query, rows) {
+  const dim = query.length;
+  const common = new Float32Array(dim);
+  for (let row = 0, at = 0; row < rows; row++) {
+    for (let i = 0; i < dim; i++) common[i] += matrix[at++] / (rows + FEW);
+  }
+  const rest = query.map((value, i) => value - common[i]);
+  const ofRest = cosines(matrix, rest, rows);
+  const ofCommon = cosines(matrix, common, rows);
+  const [inCommon] = cosines(common, rest, 1);
+  const [square] = cosines(common, common, 1);
+  const length = Math.hypot(...rest);
+  return ofRest.map((product, row) => {
+    const left = Math.sqrt(Math.max(1e-12, 1 - 2 * ofCommon[row] + square));
+    return (product - inCommon) / (left * length);
+  });
 }
 
 /** Row numbers, highest score first; equal ones in their order. */

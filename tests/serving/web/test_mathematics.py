@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from amdim_clients.regions import square_around
+from amdim_clients.searching import shrunk_mean
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -113,6 +114,18 @@ def test_boxes_are_cut_out_square(call, box, size, context, square):
     width, height = size
     if context > 1:
         assert square_around(tuple(box), width, height, context=context) == pytest.approx(square)
+
+
+def test_likeness_leaves_out_what_all_have_in_common(call):
+    matrix = np.random.default_rng(3).normal(size=(40, 9)).astype(np.float32)
+    matrix[:, 0] += 2
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    body = "return [...m.likeness(...given.map((v) => Float32Array.from(v)), 40)]"
+    found = call("similarity", body, [matrix.ravel().tolist(), matrix[7].tolist()])
+    rest = matrix - shrunk_mean(matrix, len(matrix))
+    rest /= np.linalg.norm(rest, axis=1, keepdims=True)
+    assert found == pytest.approx((rest @ rest[7]).tolist(), abs=1e-5)
+    assert found[7] == pytest.approx(1, abs=1e-5)
 
 
 def test_the_mean_of_unit_vectors_is_one(call):
