@@ -43,12 +43,12 @@ def pictures(models: Models, data: Path, caltech: int) -> Rows:
     scores["best windows"] = np.array(
         [[pooled_score(p.vectors, q) for p in thinned] for q in mean], np.float32
     )
-    parts = _parts(thinned)
+    parts = _parts(thinned, mean)
     own, place = np.ix_(natural, natural), np.ix_(natural, iconic)
     for name, table in scores.items():
         found = {"natural": table[own], "iconic": table[place]}
         rows[name] = _natural_and_iconic(found, labels[natural], labels[iconic])
-        if name.startswith("mean of windows"):
+        if name == "mean of windows, less common":
             found = {
                 "natural": _by_parts(table[own], parts[own]),
                 "iconic": _by_parts(table[place], parts[place]),
@@ -71,8 +71,7 @@ def pictures(models: Models, data: Path, caltech: int) -> Rows:
         less = _less_common(whole)
         tables[f"{name}, less common"] = less @ less.T
         if name == "mean of windows":
-            parts = _parts(thinned)
-            tables[f"{name}, then parts"] = _by_parts(tables[name], parts)
+            parts = _parts(thinned, mean)
             tables[f"{name}, less common, then parts"] = _by_parts(less @ less.T, parts)
     for name, table in tables.items():
         np.fill_diagonal(table, -np.inf)
@@ -84,9 +83,10 @@ def _less_common(vectors: Floats) -> Floats:
     return _unit(vectors - shrunk_mean(vectors, len(vectors)))
 
 
-def _parts(windows: Sequence[PictureWindows]) -> Floats:
+def _parts(windows: Sequence[PictureWindows], mean: Floats) -> Floats:
     """(N, N) how well each picture's parts are found in each."""
-    scores = [[parts_score(p.vectors, asked.coarse) for p in windows] for asked in windows]
+    common = shrunk_mean(mean, len(mean))
+    scores = [[parts_score(p.vectors, asked.coarse, common) for p in windows] for asked in windows]
     return np.array(scores, np.float32)
 
 

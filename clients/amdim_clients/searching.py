@@ -211,7 +211,7 @@ def find_pictures(
             continue  # removed meanwhile
         score, parts = float(_unit(vectors[key] - common) @ vector), windows.get(key)
         if query.parts is not None and parts is not None:
-            score = (score + parts_score(parts.vectors, query.parts)) / 2
+            score = (score + parts_score(parts.vectors, query.parts, common)) / 2
         answers.append(_answer(key, score, query.vector, parts))
     answers.sort(key=lambda answer: -answer.score)  # stable: equal ones as they were found
     return answers[:count]
@@ -239,14 +239,17 @@ def find_windows(
     return answers[:count]
 
 
-def parts_score(vectors: npt.NDArray[np.floating], parts: npt.NDArray[np.floating]) -> float:
+def parts_score(
+    vectors: npt.NDArray[np.floating], parts: npt.NDArray[np.floating], common: FloatArray
+) -> float:
     """How well a picture holds the parts of another: the mean of each one's best cosine.
 
     Args:
         vectors: (n, E) of length 1, its windows.
         parts: (m, E) of length 1.
+        common: (E,) what is taken off all of them.
     """
-    cosines = parts.astype(np.float32) @ vectors.astype(np.float32).T
+    cosines = _unit(parts.astype(np.float32) - common) @ _unit(vectors - common).T
     return float(cosines.max(axis=1).mean())
 
 

@@ -164,7 +164,7 @@ def test_parts_that_agree_move_a_picture_up(scene_folder, window_embedder, index
     assert {answer.key for answer in found} == {answer.key for answer in whole}
     for answer in found:
         windows = index.windows([answer.key])[answer.key].vectors
-        both = (cosine(query, answer, index) + parts_score(windows, parts)) / 2
+        both = (cosine(query, answer, index) + parts_score(windows, parts, in_common(index))) / 2
         assert answer.score == pytest.approx(both)
     keys = [answer.key for answer in found]
     assert keys.index(later) < 5
@@ -184,9 +184,12 @@ def cosine(query, answer, index):
 def test_a_picture_holds_its_own_parts():
     vectors = np.random.default_rng(0).normal(size=(9, 6))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert parts_score(vectors, vectors[:4]) == pytest.approx(1, abs=1e-6)
-    best = (vectors[:4] @ vectors[4:].T).max(axis=1)
-    assert parts_score(vectors[4:], vectors[:4]) == pytest.approx(best.mean(), abs=1e-6)
+    for common in (np.zeros(6, np.float32), vectors.mean(axis=0).astype(np.float32)):
+        assert parts_score(vectors, vectors[:4], common) == pytest.approx(1, abs=1e-6)
+        rest = vectors - common
+        rest /= np.linalg.norm(rest, axis=1, keepdims=True)
+        best = (rest[:4] @ rest[4:].T).max(axis=1)
+        assert parts_score(vectors[4:], vectors[:4], common) == pytest.approx(best.mean(), abs=1e-6)
 
 
 def test_several_pictures_make_one_query():
