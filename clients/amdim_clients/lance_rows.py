@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from lancedb.index import IvfRq
+from lancedb.index import BTree, IvfRq
 
 from amdim_clients.conditions import Condition
 from amdim_clients.errors import IndexStoreError
@@ -74,6 +74,8 @@ class LanceIndex:
         self.plan = plan
         self._images = images
         self._windows = windows
+        # what `sample` gave, of which version of the table
+        self._sampled: tuple[tuple[int, int], FloatArray] | None = None
 
     def __len__(self) -> int:
         with told(self.place):
@@ -140,10 +142,12 @@ class LanceIndex:
     def sample(self, count: int) -> FloatArray:
         """The vectors of so many pictures at most, evenly in the order they are stored in."""
         with told(self.place):
-            offsets = spread(count, self._images.count_rows())
-            rows = self._images.take_offsets(offsets).select([VECTOR]).to_arrow()
-        vectors: FloatArray = matrix(rows[VECTOR], self.space.dim)
-        return vectors
+            state = self._images.version, count
+            if self._sampled is None or self._sampled[0] != state:
+                offsets = spread(count, self._images.count_rows())
+                rows = self._images.take_offsets(offsets).select([VECTOR]).to_arrow()
+                self._sampled = state, matrix(rows[VECTOR], self.space.dim)
+        return self._sampled[1]
 
     def add(
         self,
@@ -324,6 +328,8 @@ def _tune(table: Any, ann_min_rows: int) -> None:
     rows, name = table.count_rows(), _ann_name(table)
     if rows < ann_min_rows:
         return
+    if not any("path" in index.columns for index in table.list_indices()):
+        table.create_index("path", config=BTree())  # the pictures that were found are read by it
     # Partitions are laid out once: a table that has doubled since is better laid out anew.
     stats = table.index_stats(name) if name is not None else None
     if stats is None or stats.num_unindexed_rows > stats.num_indexed_rows:

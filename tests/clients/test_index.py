@@ -91,6 +91,14 @@ def test_approximate_index_is_built_only_from_a_size_and_stays_near_exact(tmp_pa
     )
     assert recall >= 0.95
     assert "/late" in near[0].keys[:2]
+    # by key too, whether the index of keys has seen the row or not
+    assert set(index.vectors(["/late", "/p/3", "/none"])) == {"/late", "/p/3"}
+    assert len(index.sample(2000)) == len(index.sample(2000)) == 1201
+    index.remove(["/late", "/p/3"])
+    assert len(index.sample(2000)) == 1199
+    assert not index.vectors(["/late", "/p/3"])
+    index.tune(ann_min_rows=1000)
+    assert set(index.vectors(["/p/4", "/p/3"])) == {"/p/4"}
 
 
 def test_rows_below_a_folder_file_or_pack_are_told_apart(tmp_path):
