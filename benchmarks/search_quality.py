@@ -5,7 +5,6 @@ Every vector is made by the embedders that the commands use.
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +19,8 @@ import pyarrow.parquet as pq
 from amdim_clients.comparing import OUTPUTS, picture_features
 from amdim_clients.embedders import LocalEmbedder, open_local_encoder
 from amdim_clients.fields import Box
-from amdim_clients.images import load_rgb
 from amdim_clients.matching import score_map
-from amdim_clients.regions import CONTEXT, CONTEXTS, square_around
+from amdim_clients.regions import CONTEXT, CONTEXTS, cut_squares
 from amdim_clients.searching import BEST_WINDOWS
 from amdim_clients.window_embedders import LocalWindowEmbedder, open_local_windows
 from amdim_clients.window_rows import PictureWindows, WindowPlan
@@ -251,14 +249,8 @@ def reranked(first: Floats, second: Floats, depth: int) -> Floats:
 
 
 def _cut(files: Sequence[bytes], query: _Query, context: float) -> bytes:
-    picture = load_rgb(files[query.picture])
-    width, height = picture.size
-    x0, y0, x1, _ = square_around(query.box, width, height, context=context)
-    side = round((x1 - x0) * width)
-    left, top = round(x0 * width), round(y0 * height)
-    buffer = io.BytesIO()
-    picture.crop((left, top, left + side, top + side)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    (square,) = cut_squares(files[query.picture], query.box, (context,))
+    return square
 
 
 def _boxes(pack: Any) -> list[list[tuple[int, Box]]]:
@@ -268,7 +260,8 @@ def _boxes(pack: Any) -> list[list[tuple[int, Box]]]:
     )
     return [
         [
-            (category, (x / width, y / height, (x + w) / width, (y + h) / height))
+            # the pack rounds to tenths of a pixel, some beyond the edge
+            (category, (x / width, y / height, min(1, (x + w) / width), min(1, (y + h) / height)))
             for category, (x, y, w, h) in zip(categories, found, strict=True)
         ]
         for categories, found, width, height in rows
